@@ -1,0 +1,118 @@
+// The words every room uses, each with the property its callers rely on.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/file.h"
+#include "base/memory.h"
+#include "base/queue.h"
+#include "base/random.h"
+#include "base/sha256.h"
+#include "base/threads.h"
+
+namespace tessera {
+namespace {
+
+TEST(Philox, MatchesPublishedVectors) {
+  // Known answers of Random123 for philox4x32-10.
+  EXPECT_EQ(Philox4x32(0, {0, 0, 0, 0}), (PhiloxCounter{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(Philox4x32(~uint64_t{0}, {~0u, ~0u, ~0u, ~0u}),
+            (PhiloxCounter{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(Philox4x32(0x299f31d0a4093822, {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}),
+            (PhiloxCounter{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+TEST(Philox, UnitFloatStaysBelowOne) {
+  EXPECT_EQ(UnitFloat(0), 0.0f);
+  EXPECT_LT(UnitFloat(~0u), 1.0f);
+}
+
+TEST(Sha256, MatchesFips180) {
+  const std::string_view abc = "abc";
+  EXPECT_EQ(Hex(HashSha256(std::as_bytes(std::span(abc)))),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+TEST(ThreadPool, RunsEveryTaskOnce) {
+  for (int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    for (int round = 0; round < 300; ++round) {
+      const int tasks = round % 37;
+      std::vector<int> hits(tasks, 0);
+      pool.ParallelFor(tasks, [&](int task, int thread) {
+        EXPECT_LT(thread, threads);
+        ++hits[task];
+      });
+      EXPECT_EQ(std::accumulate(hits.begin(), hits.end(), 0), tasks);
+      EXPECT_TRUE(std::all_of(hits.begin(), hits.end(), [](int n) { return n == 1; }));
+    }
+  }
+}
+
+TEST(ThreadPool, WakesSleepingWorkers) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 5; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    std::atomic<int> sum = 0;
+    pool.ParallelFor(100, [&](int task, int) { sum += task; });
+    EXPECT_EQ(sum, 4950);
+  }
+}
+
+TEST(BoundedQueue, RefusesWhenFullAndWakesOnClose) {
+  BoundedQueue<int> queue(2);
+  int one = 1, two = 2, three = 3;
+  EXPECT_TRUE(queue.TryPush(one));
+  EXPECT_TRUE(queue.TryPush(two));
+  EXPECT_FALSE(queue.TryPush(three));
+  EXPECT_EQ(queue.PopAll({}), (std::vector<int>{1, 2}));
+  std::thread closer([&] { queue.Close(); });
+  EXPECT_TRUE(queue.PopAll(std::chrono::seconds(20)).empty());
+  closer.join();
+  EXPECT_FALSE(queue.TryPush(three));
+}
+
+TEST(Arena, IsZeroAlignedAndLazy) {
+  const uint64_t before = ResidentBytes();
+  auto arena = Arena::Allocate(size_t{1} << 33);
+  ASSERT_TRUE(arena) << arena.error().message;
+  EXPECT_LT(ResidentBytes(), before + (64 << 20));
+  EXPECT_EQ(arena->TakeArray<int>(3)[2], 0);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(arena->Take(1)) % 64, 0u);
+}
+
+TEST(Arena, TooLargeIsAnError) {
+  auto arena = Arena::Allocate(size_t{1} << 62);
+  ASSERT_FALSE(arena);
+  EXPECT_EQ(arena.error().kind, ErrorKind::kExhausted);
+}
+
+TEST(Memory, LimitsAreSane) {
+  EXPECT_GT(MemoryLimitBytes(), uint64_t{64} << 20);
+  EXPECT_LE(MemoryAvailableBytes(), MemoryLimitBytes());
+  EXPECT_GE(AvailableCores(), 1);
+}
+
+TEST(File, ErrorsNamePathAndReason) {
+  auto missing = ReadFile("/nonexistent/x");
+  ASSERT_FALSE(missing);
+  EXPECT_EQ(missing.error().kind, ErrorKind::kNotFound);
+  EXPECT_NE(missing.error().message.find("/nonexistent/x"), std::string::npos);
+  char path[] = "/tmp/tessera_file_XXXXXX";
+  close(mkstemp(path));
+  ASSERT_TRUE(WriteFile(path, "0123456789"));
+  EXPECT_EQ(ReadFile(path).value(), "0123456789");
+  EXPECT_FALSE(ReadFile(path, 5));
+  auto file = RandomAccessFile::Open(path);
+  char tail[4];
+  EXPECT_TRUE(file->Read(6, std::as_writable_bytes(std::span(tail))));
+  EXPECT_EQ(std::string_view(tail, 4), "6789");
+  EXPECT_FALSE(file->Read(7, std::as_writable_bytes(std::span(tail))));
+  unlink(path);
+}
+
+}  // namespace
+}  // namespace tessera

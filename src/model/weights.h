@@ -1,0 +1,64 @@
+// The weights of the main model, packed for the kernels. One Arena holds all large arrays; the checkpoint's own
+// copies are gone when Load returns. Immutable afterwards; any thread.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "base/error.h"
+#include "base/memory.h"
+#include "base/threads.h"
+#include "kernels/kernels.h"
+#include "model/checkpoint.h"
+#include "model/config.h"
+
+namespace tessera {
+
+// One linear, y = x W^T, in the scheme its checkpoint uses. num_leaves is 1 for column-parallel linears and
+// kernels::kNumLeaves for row-parallel ones (o_proj, every down_proj).
+struct Linear {
+  Scheme scheme = Scheme::kBf16;
+  int num_outputs = 0;
+  int k = 0;
+  int num_leaves = 1;
+  kernels::PackedBf16 bf16;            // kBf16
+  kernels::PackedInt8 int8;            // kInt8Static, kInt8Dynamic
+  std::vector<float> weight_scale;     // kInt8Dynamic [num_outputs]
+  std::vector<int32_t> quant_bias;     // kInt8Static [num_outputs]
+  std::vector<float> deq_scale;        // kInt8Static [num_outputs]
+  std::vector<float> inverse_scale;    // kInt8Static: fp32(1 / input_scale), 1 value or [k]
+  float zero_point = 0;                // kInt8Static
+  std::vector<float> beta;             // kInt8Static [k], or empty: added to the input before quantising
+  int num_panels() const { return scheme == Scheme::kBf16 ? bf16.num_panels() : int8.num_panels(); }
+};
+
+struct FeedForward {
+  Linear gate, up, down;
+};
+
+struct LayerWeights {
+  std::vector<float> input_norm, q_a_norm, kv_a_norm, post_attention_norm;
+  Linear q_a, q_b, kv_a, o;
+  std::vector<kernels::PackedBf16> key_up;    // per head: Wk^T, R outputs over n inputs
+  std::vector<kernels::PackedBf16> value_up;  // per head: Wv, v outputs over R inputs
+  FeedForward dense;                          // layers below first_k_dense_replace
+  kernels::PackedFloat router;                // the others
+  std::vector<float> router_bias;             // [n_routed_experts]
+  std::vector<FeedForward> experts;
+  FeedForward shared;                         // n_shared_experts times moe_intermediate_size wide
+};
+
+struct Weights {
+  Arena arena;
+  const kernels::Bf16* embedding = nullptr;  // [vocab_size][hidden_size]
+  std::vector<LayerWeights> layers;
+  std::vector<float> final_norm;
+  kernels::PackedBf16 lm_head;
+
+  // Reads, checks (finite, bounds of quant_bias) and packs. `progress` gets (bytes done, bytes in all) from one
+  // thread. Errors name the tensor and the file.
+  static Result<Weights> Load(const Checkpoint& checkpoint, const ModelConfig& config, ThreadPool& threads,
+                              const std::function<void(uint64_t done, uint64_t total)>& progress);
+};
+
+}  // namespace tessera
