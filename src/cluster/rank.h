@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "base/error.h"
@@ -26,21 +25,24 @@ struct RankOptions {
 
 class Rank {
  public:
-  // `config`, `weights`, `kernels` and `threads` outlive the rank.
+  // `config`, `weights`, `kernels` and `threads` outlive the rank. kExhausted when the cache cannot be reserved.
   static Result<std::unique_ptr<Rank>> Create(const ModelConfig& config, const Weights& weights,
                                               const RankOptions& options, const kernels::Kernels& kernels,
                                               ThreadPool& threads);
-  // One thread.
-  void Run(const GroupStep& step, GroupOutput& output);
+  // One thread. CHECKs that the step's block and token ids are in range.
+  GroupOutput Run(const GroupStep& step);
 
  private:
-  Rank(std::unique_ptr<Model> model, KvCache cache, const kernels::Kernels& kernels, int num_tokens,
-       ThreadPool& threads);
-  std::unique_ptr<Model> model_;
+  Rank(const ModelConfig& config, const Weights& weights, const RankOptions& options,
+       const kernels::Kernels& kernels, ThreadPool& threads, KvCache cache);
+  void CheckStep(const GroupStep& step) const;
+
+  const ModelConfig& config_;
+  ThreadPool& threads_;
+  Model model_;
   KvCache cache_;
   std::vector<Sampler> samplers_;  // one per thread
-  ThreadPool& threads_;
-  ForwardOutput forward_;
+  std::vector<float> logits_;
 };
 
 }  // namespace tessera

@@ -14,11 +14,6 @@
 
 namespace tessera {
 
-struct ForwardOutput {
-  std::vector<float> logits;          // [rows][vocab_size], one row per LogitRow of the step
-  std::vector<std::string> failures;  // per sequence: empty, or layer and operation that was not finite
-};
-
 // One rank's model. Everything it is given outlives it. One thread calls Forward.
 class Model {
  public:
@@ -27,18 +22,19 @@ class Model {
         ThreadPool& threads);
   ~Model();
 
-  // Writes the step's positions into `cache` and fills `output`. The step is trusted: the brain made it.
-  void Forward(const GroupStep& step, KvCache& cache, ForwardOutput& output);
+  // Clears and writes pages of `cache` as the step says. Gives per sequence: empty, or layer and operation whose
+  // values were not finite. The step is trusted: the brain made it.
+  std::vector<std::string> Forward(const GroupStep& step, KvCache& cache);
+  // Logits [num_rows][vocab_size] of LogitRows first_row .. of the last step: asked for in pieces, since those of a
+  // long prompt would not fit. Rows of failed sequences hold anything.
+  void Logits(int first_row, int num_rows, float* logits);
+
+  // About the working memory of steps of `num_tokens` tokens, logits not counted.
+  static int64_t WorkspaceBytes(const ModelConfig& config, int num_tokens, int num_threads);
 
  private:
-  struct Buffers;
-  const ModelConfig& config_;
-  const Weights& weights_;
-  const kernels::Kernels& kernels_;
-  ThreadPool& threads_;
-  std::vector<float> cos_, sin_;  // [max_model_len][rope / 2]
-  float softmax_scale_ = 0;
-  std::unique_ptr<Buffers> buffers_;
+  struct Content;
+  std::unique_ptr<Content> content_;
 };
 
 }  // namespace tessera

@@ -1,0 +1,59 @@
+// One linear on the kernels: its input brought into the form that its scheme wants, then the product, split over
+// threads by output panels. Knows the four combinations of scheme and leaf layout, so that mla and moe do not.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "base/threads.h"
+#include "kernels/kernels.h"
+#include "model/weights.h"
+
+namespace tessera {
+
+// Input rows of one linear (or of several of one scheme and width). Grows, never shrinks.
+class LinearInput {
+ public:
+  // Makes room for `num_rows` rows in the form of `linear`. Contents are then undefined.
+  void Reshape(const Linear& linear, int num_rows);
+  // Quantises or rounds x [linear.k] into a row. Different rows may be set by different threads.
+  void Set(int row, const Linear& linear, const float* x, const kernels::Kernels& kernels);
+
+  kernels::Int8Rows Int8(int first_row) const;
+  kernels::Bf16Rows Bf16(int first_row) const;
+
+ private:
+  int64_t stride_ = 0;
+  int num_leaves_ = 1;
+  std::vector<int8_t> int8_;
+  std::vector<float> scales_;
+  std::vector<int32_t> sums_;
+  std::vector<kernels::Bf16> bf16_;
+};
+
+// Output panels [begin, end) of y = x W^T, rounded to bf16. `first_row` is where the map's input row 0 lies.
+void ColumnParallel(const Linear& linear, const LinearInput& input, int first_row, const kernels::RowMap& rows,
+                    int panel_begin, int panel_end, kernels::Bf16* out, int64_t out_stride,
+                    const kernels::Kernels& kernels);
+// The same for a row-parallel linear: fixed-point terms are added to `out`. row_weight may be null.
+void RowParallel(const Linear& linear, const LinearInput& input, int first_row, const float* row_weight,
+                 const kernels::RowMap& rows, int panel_begin, int panel_end, const kernels::FixedRows& out,
+                 const kernels::Kernels& kernels);
+
+// How many tasks to cut `units` into, given the multiply-accumulates of them all: 1 when a thread's share would not
+// pay for waking it (about a microsecond of int8 work).
+inline int NumTasks(int units, int64_t macs, const ThreadPool& threads) {
+  constexpr int64_t kMacsPerTask = 200'000;
+  const int64_t worthwhile = std::max<int64_t>(1, macs / kMacsPerTask);
+  return static_cast<int>(std::min<int64_t>({units, worthwhile, int64_t{threads.num_threads()} * 4}));
+}
+// The share [begin, end) of task `task`.
+struct Share {
+  int begin = 0, end = 0;
+};
+inline Share ShareOf(int units, int num_tasks, int task) {
+  return {static_cast<int>(int64_t{units} * task / num_tasks), static_cast<int>(int64_t{units} * (task + 1) / num_tasks)};
+}
+
+}  // namespace tessera

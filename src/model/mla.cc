@@ -1,0 +1,270 @@
+#include "model/mla.h"
+
+#include <bit>
+
+#include "base/check.h"
+
+namespace tessera {
+namespace {
+
+// Tokens whose queries are held at a time: 38 MB of absorbed queries for R1.
+constexpr int kTokenBlock = 256;
+
+template <typename T>
+void Grow(std::vector<T>& values, int64_t size) {
+  if (static_cast<int64_t>(values.size()) < size) values.resize(size);
+}
+
+}  // namespace
+
+Mla::Mla(const ModelConfig& config, const RotaryTables& rotary, const kernels::Kernels& kernels, ThreadPool& threads)
+    : config_(config),
+      rotary_(rotary),
+      kernels_(kernels),
+      threads_(threads),
+      softmax_scale_(SoftmaxScale(config)),
+      scratch_width_(2 * std::max({config.hidden_size, config.q_lora_rank, config.kv_lora_rank,
+                                   config.num_heads * config.v_head_dim})),
+      scratch_(scratch_width_ * threads.num_threads()) {
+  const int64_t bytes = kernels::AttentionScratchBytes(config.kv_lora_rank, config.qk_rope_head_dim);
+  auto arena = Arena::Allocate((bytes + 64) * threads.num_threads());
+  CHECK(arena.has_value());
+  attention_scratch_ = std::move(*arena);
+}
+
+int64_t Mla::WorkspaceBytes(const ModelConfig& c, int num_tokens, int num_threads) {
+  const int64_t block = std::min(num_tokens, kTokenBlock);
+  const int64_t per_token = 3 * c.hidden_size + 3 * c.q_lora_rank + 2 * c.latent_width();
+  const int64_t per_head = 2 * c.qk_head_dim() + 2 * c.latent_width() + 2 * c.kv_lora_rank + 3 * c.v_head_dim + 4;
+  return num_tokens * per_token + block * (c.num_heads * per_head + int64_t{8} * c.hidden_size) +
+         num_threads * kernels::AttentionScratchBytes(c.kv_lora_rank, c.qk_rope_head_dim);
+}
+
+void Mla::Run(int layer, const LayerWeights& weights, const Batch& batch, KvCache& cache, float* residual,
+              RowFailures& failures) {
+  ProjectInputs(layer, weights, batch.num_tokens(), residual, failures);
+  WriteCache(layer, weights, batch, cache, failures);
+  for (int first = 0; first < batch.num_tokens(); first += kTokenBlock) {
+    const int count = std::min(kTokenBlock, batch.num_tokens() - first);
+    MakeQueries(weights, batch, first, count);
+    Attend(layer, batch, cache, first, count, failures);
+    ProjectOutputs(layer, weights, first, count, residual, failures);
+  }
+}
+
+// q_a and kv_a of the normalised residual.
+void Mla::ProjectInputs(int layer, const LayerWeights& weights, int num_tokens, const float* residual,
+                        RowFailures& failures) {
+  const int hidden = config_.hidden_size;
+  q_a_input_.Reshape(weights.q_a, num_tokens);
+  kv_a_input_.Reshape(weights.kv_a, num_tokens);
+  const int row_tasks = NumTasks(num_tokens, int64_t{num_tokens} * hidden * 16, threads_);
+  threads_.ParallelFor(row_tasks, [&](int task, int thread) {
+    const auto [begin, end] = ShareOf(num_tokens, row_tasks, task);
+    float* normed = Scratch(thread);
+    for (int t = begin; t < end; ++t) {
+      if (!kernels_.rms_norm(residual + int64_t{t} * hidden, weights.input_norm.data(), hidden, config_.rms_norm_eps,
+                             normed)) {
+        failures.Mark(t, layer, "input_layernorm");
+      }
+      q_a_input_.Set(t, weights.q_a, normed, kernels_);
+      kv_a_input_.Set(t, weights.kv_a, normed, kernels_);
+    }
+  });
+
+  Grow(q_a_, int64_t{num_tokens} * weights.q_a.num_outputs);
+  Grow(kv_a_, int64_t{num_tokens} * weights.kv_a.num_outputs);
+  const int q_panels = weights.q_a.num_panels();
+  const int panels = q_panels + weights.kv_a.num_panels();
+  const int64_t macs = int64_t{num_tokens} * hidden * (weights.q_a.num_outputs + weights.kv_a.num_outputs);
+  const int tasks = NumTasks(panels, macs, threads_);
+  const kernels::RowMap rows{.count = num_tokens};
+  threads_.ParallelFor(tasks, [&](int task, int) {
+    const auto [begin, end] = ShareOf(panels, tasks, task);
+    if (begin < q_panels) {
+      ColumnParallel(weights.q_a, q_a_input_, 0, rows, begin, std::min(end, q_panels), q_a_.data(),
+                     weights.q_a.num_outputs, kernels_);
+    }
+    if (end > q_panels) {
+      ColumnParallel(weights.kv_a, kv_a_input_, 0, rows, std::max(begin, q_panels) - q_panels, end - q_panels,
+                     kv_a_.data(), weights.kv_a.num_outputs, kernels_);
+    }
+  });
+}
+
+// The latent and the rotated key of every token into its cache row; the input of q_b.
+void Mla::WriteCache(int layer, const LayerWeights& weights, const Batch& batch, KvCache& cache,
+                     RowFailures& failures) {
+  const int num_tokens = batch.num_tokens();
+  const int rank = config_.q_lora_rank;
+  const int latent = config_.kv_lora_rank;
+  const int rope = config_.qk_rope_head_dim;
+  q_b_input_.Reshape(weights.q_b, num_tokens);
+  const int tasks = NumTasks(num_tokens, int64_t{num_tokens} * (rank + latent) * 16, threads_);
+  threads_.ParallelFor(tasks, [&](int task, int thread) {
+    const auto [begin, end] = ShareOf(num_tokens, tasks, task);
+    float* wide = Scratch(thread);
+    float* normed = wide + scratch_width_ / 2;
+    for (int t = begin; t < end; ++t) {
+      const SequenceSlice& slice = batch.step.sequences[batch.sequence[t]];
+      const int position = batch.position[t];
+      const int32_t block = batch.BlockIds(slice)[position / cache.block_size()];
+      kernels::Bf16* row = cache.Row(layer, block, position % cache.block_size());
+      const kernels::Bf16* kv = kv_a_.data() + int64_t{t} * weights.kv_a.num_outputs;
+      kernels_.to_float(kv, latent, wide);
+      if (!kernels_.rms_norm(wide, weights.kv_a_norm.data(), latent, config_.rms_norm_eps, normed)) {
+        failures.Mark(t, layer, "kv_a_layernorm");
+      }
+      kernels_.to_bf16(normed, latent, row);
+      kernels_.rope(kv + latent, rotary_.CosRow(position), rotary_.SinRow(position), rope, row + latent);
+      // Quantised inputs hide NaN: the page says it instead, to whoever shares it.
+      if (failures.failed(t)) std::fill_n(row, latent + rope, kernels::ToBf16(__builtin_nanf("")));
+
+      kernels_.to_float(q_a_.data() + int64_t{t} * rank, rank, wide);
+      if (!kernels_.rms_norm(wide, weights.q_a_norm.data(), rank, config_.rms_norm_eps, normed)) {
+        failures.Mark(t, layer, "q_a_layernorm");
+      }
+      q_b_input_.Set(t, weights.q_b, normed, kernels_);
+    }
+  });
+}
+
+void Mla::MakeQueries(const LayerWeights& weights, const Batch& batch, int first, int count) {
+  const int heads = config_.num_heads;
+  const int head_width = config_.qk_head_dim();
+  const int width = config_.latent_width();
+  const int64_t q_stride = int64_t{heads} * head_width;
+  Grow(q_, count * q_stride);
+  const kernels::RowMap rows{.count = count};
+  const int panels = weights.q_b.num_panels();
+  const int tasks = NumTasks(panels, count * q_stride * config_.q_lora_rank, threads_);
+  threads_.ParallelFor(tasks, [&](int task, int) {
+    const auto [begin, end] = ShareOf(panels, tasks, task);
+    ColumnParallel(weights.q_b, q_b_input_, first, rows, begin, end, q_.data(), q_stride, kernels_);
+  });
+
+  const int64_t query_stride = int64_t{heads} * width;
+  Grow(queries_, count * query_stride);
+  const int nope = config_.qk_nope_head_dim;
+  const int64_t macs = int64_t{count} * heads * nope * config_.kv_lora_rank * 2;  // bf16 runs at half the rate
+  const int head_tasks = NumTasks(heads, macs, threads_);
+  threads_.ParallelFor(head_tasks, [&](int task, int) {
+    const auto [begin, end] = ShareOf(heads, head_tasks, task);
+    for (int h = begin; h < end; ++h) {
+      const kernels::Bf16* in = q_.data() + int64_t{h} * head_width;
+      kernels::Bf16* out = queries_.data() + int64_t{h} * width;
+      const kernels::PackedBf16& key_up = weights.key_up[h];
+      kernels_.gemm_bf16({in, q_stride}, key_up, rows, 0, key_up.num_panels(), out, query_stride);
+      for (int t = 0; t < count; ++t) {
+        const int position = batch.position[first + t];
+        kernels_.rope(in + t * q_stride + nope, rotary_.CosRow(position), rotary_.SinRow(position),
+                      config_.qk_rope_head_dim, out + t * query_stride + config_.kv_lora_rank);
+      }
+    }
+  });
+}
+
+// Tiles of query rows (token, head), token-major, never across sequences.
+void Mla::Attend(int layer, const Batch& batch, const KvCache& cache, int first, int count, RowFailures& failures) {
+  struct Tile {
+    int row, num_rows;  // row = (token - first) * heads + head
+    const int32_t* blocks;
+  };
+  const int heads = config_.num_heads;
+  const int latent = config_.kv_lora_rank;
+  std::vector<Tile> tiles;
+  int64_t macs = 0;
+  Grow(num_visible_, int64_t{count} * heads);
+  for (int t = 0; t < count;) {
+    const int sequence = batch.sequence[first + t];
+    int end = t;
+    for (; end < count && batch.sequence[first + end] == sequence; ++end) {
+      const int visible = batch.position[first + end] + 1;
+      std::fill_n(num_visible_.begin() + int64_t{end} * heads, heads, visible);
+      macs += int64_t{visible} * heads * (config_.latent_width() + latent) * 2;
+    }
+    const int32_t* blocks = batch.BlockIds(batch.step.sequences[sequence]);
+    for (int row = t * heads; row < end * heads; row += kernels::kAttentionRows) {
+      tiles.push_back({row, std::min(kernels::kAttentionRows, end * heads - row), blocks});
+    }
+    t = end;
+  }
+
+  Grow(mixed_, int64_t{count} * heads * latent);
+  const int64_t scratch_bytes = (kernels::AttentionScratchBytes(latent, config_.qk_rope_head_dim) + 63) / 64 * 64;
+  std::vector<uint64_t> bad_rows(tiles.size(), 0);
+  const int num_tiles = static_cast<int>(tiles.size());
+  const int tasks = macs < 200'000 ? 1 : num_tiles;
+  threads_.ParallelFor(tasks, [&](int task, int thread) {
+    const auto [begin, end] = ShareOf(num_tiles, tasks, task);
+    for (int i = begin; i < end; ++i) {
+      const Tile& tile = tiles[i];
+      const kernels::AttentionTile in{
+          .queries = {queries_.data() + int64_t{tile.row} * config_.latent_width(), config_.latent_width()},
+          .num_rows = tile.num_rows,
+          .num_visible = num_visible_.data() + tile.row,
+          .pages = cache.Pages(layer, tile.blocks),
+          .latent = latent,
+          .rope = config_.qk_rope_head_dim,
+          .softmax_scale = softmax_scale_};
+      kernels_.attention(in, attention_scratch_.data() + thread * scratch_bytes,
+                         mixed_.data() + int64_t{tile.row} * latent, latent, &bad_rows[i]);
+    }
+  });
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    for (uint64_t bad = bad_rows[i]; bad != 0; bad &= bad - 1) {
+      failures.Mark(first + (tiles[i].row + std::countr_zero(bad)) / heads, layer, "attention score");
+    }
+  }
+}
+
+void Mla::ProjectOutputs(int layer, const LayerWeights& weights, int first, int count, float* residual,
+                         RowFailures& failures) {
+  const int heads = config_.num_heads;
+  const int latent = config_.kv_lora_rank;
+  const int value = config_.v_head_dim;
+  const int64_t mixed_stride = int64_t{heads} * latent;
+  const int64_t value_stride = int64_t{heads} * value;
+  const kernels::RowMap rows{.count = count};
+  Grow(values_, count * value_stride);
+  const int head_tasks = NumTasks(heads, int64_t{count} * heads * latent * value * 2, threads_);
+  threads_.ParallelFor(head_tasks, [&](int task, int) {
+    const auto [begin, end] = ShareOf(heads, head_tasks, task);
+    for (int h = begin; h < end; ++h) {
+      const kernels::PackedBf16& value_up = weights.value_up[h];
+      kernels_.gemm_bf16({mixed_.data() + int64_t{h} * latent, mixed_stride}, value_up, rows, 0,
+                         value_up.num_panels(), values_.data() + int64_t{h} * value, value_stride);
+    }
+  });
+
+  o_input_.Reshape(weights.o, count);
+  const int row_tasks = NumTasks(count, count * value_stride * 8, threads_);
+  threads_.ParallelFor(row_tasks, [&](int task, int thread) {
+    const auto [begin, end] = ShareOf(count, row_tasks, task);
+    float* wide = Scratch(thread);
+    for (int t = begin; t < end; ++t) {
+      kernels_.to_float(values_.data() + t * value_stride, static_cast<int>(value_stride), wide);
+      o_input_.Set(t, weights.o, wide, kernels_);
+    }
+  });
+
+  const int hidden = config_.hidden_size;
+  sums_.Clear(count, hidden, threads_.num_threads());
+  const int panels = weights.o.num_panels();
+  const int tasks = NumTasks(panels, count * value_stride * hidden, threads_);
+  threads_.ParallelFor(tasks, [&](int task, int thread) {
+    const auto [begin, end] = ShareOf(panels, tasks, task);
+    RowParallel(weights.o, o_input_, 0, nullptr, rows, begin, end, sums_.Rows(thread), kernels_);
+  });
+  const int add_tasks = NumTasks(count, int64_t{count} * hidden * 8, threads_);
+  threads_.ParallelFor(add_tasks, [&](int task, int) {
+    const auto [begin, end] = ShareOf(count, add_tasks, task);
+    for (int t = begin; t < end; ++t) {
+      float* row = residual + int64_t{first + t} * hidden;
+      if (!sums_.AddTo(t, row, kernels_)) failures.Mark(first + t, layer, "o_proj");
+      if (failures.failed(first + t)) std::fill_n(row, hidden, __builtin_nanf(""));
+    }
+  });
+}
+
+}  // namespace tessera

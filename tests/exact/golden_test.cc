@@ -1,0 +1,34 @@
+// Logits against an independent implementation (tools/tiny_r1/golden.py): a float64 simulation of the W8A8 model
+// on the true int8 grids. Tolerances: an int8 rounding flip can tip a near-tie of the router at an isolated
+// position; systematic differences are errors.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "model/model.h"
+#include "model/safetensors.h"
+#include "support/golden.h"
+#include "support/world.h"
+
+namespace tessera::test {
+namespace {
+
+class GoldenTest : public testing::TestWithParam<kernels::Isa> {};
+
+TEST_P(GoldenTest, TinyR1MatchesTheSimulation) {
+  const auto table = kernels::ForIsa(GetParam());
+  if (!table) GTEST_SKIP() << table.error().message;
+  static const auto model = LoadModel(TinyR1Folder(), kTinyR1Tokens);
+  const auto golden = LoadGolden(std::string(TESSERA_SOURCE_DIR) + "/tests/golden/tiny_r1_small.safetensors", "w8a8");
+  ExpectWithinTolerance(CompareWithGolden(*model, golden, **table));
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryIsa, GoldenTest,
+                         testing::Values(kernels::Isa::kScalar, kernels::Isa::kAvx2, kernels::Isa::kAvx512,
+                                         kernels::Isa::kAvx512Bf16),
+                         [](const auto& info) { return std::string(kernels::IsaName(info.param)); });
+
+}  // namespace
+}  // namespace tessera::test
