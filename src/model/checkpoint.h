@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +34,8 @@ class Checkpoint {
   const TensorEntry& Entry(std::string_view tensor) const;  // CHECKs that it exists
   // Reads the whole tensor's bytes. Thread-safe.
   Result<std::vector<std::byte>> Read(std::string_view tensor) const;
+  // Part of them, from byte `offset` of the tensor on; REQUIRES: the part lies in the tensor. Thread-safe.
+  Status ReadPart(std::string_view tensor, uint64_t offset, std::span<std::byte> target) const;
   // The tensor as fp32, from bf16, fp16 or fp32; every value finite.
   Result<std::vector<float>> ReadFloats(std::string_view tensor) const;
   uint64_t total_bytes() const;   // of the tensors of the main layers
@@ -41,6 +44,7 @@ class Checkpoint {
 
  private:
   struct Content;
+  explicit Checkpoint(std::shared_ptr<const Content> content) : content_(std::move(content)) {}
   std::shared_ptr<const Content> content_;  // shared: a Checkpoint is a cheap handle
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,7 +14,7 @@
 
 namespace tessera {
 
-enum class Dtype { kBf16, kFp16, kFp32, kInt8, kUint8, kInt32, kInt64 };
+enum class Dtype { kBf16, kFp16, kFp32, kFp8E4m3, kInt8, kUint8, kInt32, kInt64 };
 std::string_view DtypeName(Dtype dtype);  // as in the file: "BF16", "F32", "I8", ...
 int DtypeBytes(Dtype dtype);
 
@@ -34,6 +35,8 @@ class SafetensorsFile {
   static Result<SafetensorsFile> Open(const std::string& path);
   const std::map<std::string, TensorEntry, std::less<>>& tensors() const { return tensors_; }
   Status Read(const TensorEntry& entry, std::span<std::byte> target) const;  // thread-safe
+  // Part of a tensor's bytes, from `offset` within it. Thread-safe; REQUIRES: the part lies in the tensor.
+  Status ReadPart(const TensorEntry& entry, uint64_t offset, std::span<std::byte> target) const;
 
  private:
   SafetensorsFile(RandomAccessFile file, std::map<std::string, TensorEntry, std::less<>> tensors)
