@@ -1,0 +1,147 @@
+// Chooses the table of kernels by CPUID, packs weights, rounds to bf16. No arithmetic of the forward pass: that is
+// reference.cc and the instruction sets' own files.
+#include "kernels/kernels.h"
+
+#include <string>
+
+#include "base/check.h"
+#include "kernels/tables.h"
+
+namespace tessera::kernels {
+namespace {
+
+constexpr Isa kAllIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+
+// What the CPU (and the operating system, which must save the registers) lacks for `isa`; empty when it can run it.
+std::string Missing(Isa isa) {
+  std::string missing;
+  const auto need = [&](bool present, std::string_view name) {
+    if (!present) missing += (missing.empty() ? "" : ", ") + std::string(name);
+  };
+  __builtin_cpu_init();
+  need(__builtin_cpu_supports("fma"), "fma");
+  if (isa == Isa::kScalar) return missing;
+  need(false, "a table");
+  need(__builtin_cpu_supports("avx2"), "avx2");
+  if (isa == Isa::kAvx2) return missing;
+  need(__builtin_cpu_supports("avx512f"), "avx512f");
+  need(__builtin_cpu_supports("avx512bw"), "avx512bw");
+  need(__builtin_cpu_supports("avx512dq"), "avx512dq");
+  need(__builtin_cpu_supports("avx512vl"), "avx512vl");
+  need(__builtin_cpu_supports("avx512vnni"), "avx512vnni");
+  if (isa == Isa::kAvx512) return missing;
+  need(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
+  return missing;
+}
+
+const Kernels& TableOf(Isa isa) {
+  switch (isa) {
+    case Isa::kScalar: return kScalarTable;
+    case Isa::kAvx2: return kScalarTable;
+    case Isa::kAvx512: return kScalarTable;
+    case Isa::kAvx512Bf16: return kScalarTable;
+  }
+  CHECK(false);
+}
+
+void CheckPanels(int panel_begin, int panel_end, int num_panels) {
+  CHECK_GE(panel_begin, 0);
+  CHECK_LE(panel_end, num_panels);
+}
+
+}  // namespace
+
+std::string_view IsaName(Isa isa) {
+  switch (isa) {
+    case Isa::kScalar: return "scalar";
+    case Isa::kAvx2: return "avx2";
+    case Isa::kAvx512: return "avx512";
+    case Isa::kAvx512Bf16: return "avx512bf16";
+  }
+  CHECK(false);
+}
+
+Bf16 ToBf16(float x) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > kInfinityBits) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+  if (magnitude < 0x00800000) return {static_cast<uint16_t>(bits >> 16 & 0x8000)};
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+void PackInt8(const int8_t* weight, int64_t stride, const PackedInt8& shape, int panel_begin, int panel_end,
+              uint8_t* target) {
+  CheckPanels(panel_begin, panel_end, shape.num_panels());
+  for (int panel = panel_begin; panel < panel_end; ++panel) {
+    uint8_t* at = target + panel * shape.panel_bytes();
+    for (int leaf = 0; leaf < shape.num_leaves; ++leaf) {
+      for (int quad = 0; quad < shape.leaf_quads(); ++quad) {
+        for (int lane = 0; lane < kInt8Panel; ++lane) {
+          const int output = panel * kInt8Panel + lane;
+          for (int i = 0; i < 4; ++i) {
+            const int k = quad * 4 + i;
+            const bool padding = output >= shape.num_outputs || k >= shape.leaf_k;
+            const int value = padding ? 0 : weight[output * stride + int64_t{leaf} * shape.leaf_k + k];
+            *at++ = static_cast<uint8_t>(value + 128);
+          }
+        }
+      }
+    }
+  }
+}
+
+void PackBf16(const Bf16* weight, int64_t stride, const PackedBf16& shape, int panel_begin, int panel_end,
+              Bf16* target) {
+  CheckPanels(panel_begin, panel_end, shape.num_panels());
+  for (int panel = panel_begin; panel < panel_end; ++panel) {
+    Bf16* at = target + panel * shape.panel_elements();
+    for (int leaf = 0; leaf < shape.num_leaves; ++leaf) {
+      for (int pair = 0; pair < shape.leaf_pairs(); ++pair) {
+        for (int lane = 0; lane < kFloatPanel; ++lane) {
+          const int output = panel * kFloatPanel + lane;
+          for (int i = 0; i < 2; ++i) {
+            const int k = pair * 2 + i;
+            const bool padding = output >= shape.num_outputs || k >= shape.leaf_k;
+            *at++ = padding ? Bf16{} : weight[output * stride + int64_t{leaf} * shape.leaf_k + k];
+          }
+        }
+      }
+    }
+  }
+}
+
+void PackFloat(const float* weight, int64_t stride, const PackedFloat& shape, float* target) {
+  for (int panel = 0; panel < shape.num_panels(); ++panel) {
+    for (int k = 0; k < shape.k; ++k) {
+      for (int lane = 0; lane < kFloatPanel; ++lane) {
+        const int output = panel * kFloatPanel + lane;
+        *target++ = output < shape.num_outputs ? weight[output * stride + k] : 0.0f;
+      }
+    }
+  }
+}
+
+int64_t AttentionScratchBytes(int latent, int rope) { return AttentionScratch(latent, rope).size_bytes(); }
+
+Result<const Kernels*> ForIsa(Isa isa) {
+  if (const std::string missing = Missing(isa); !missing.empty()) {
+    return Invalid("instruction set '{}' is not there: this CPU lacks {}", IsaName(isa), missing);
+  }
+  return &TableOf(isa);
+}
+
+Result<const Kernels*> Choose(std::string_view forced) {
+  if (forced.empty()) {
+    Isa best = Isa::kScalar;
+    for (const Isa isa : kAllIsas) {
+      if (Missing(isa).empty()) best = isa;
+    }
+    return ForIsa(best);
+  }
+  for (const Isa isa : kAllIsas) {
+    if (forced == IsaName(isa)) return ForIsa(isa);
+  }
+  return Invalid("TESSERA_ISA is '{}'; wanted one of scalar, avx2, avx512, avx512bf16", forced);
+}
+
+}  // namespace tessera::kernels
