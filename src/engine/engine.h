@@ -31,9 +31,9 @@ struct EngineOptions {
   int num_blocks = 0;              // per group
   int block_size = 128;
   int max_num_seqs = 256;          // running, per group
-  int max_num_batched_tokens = 4096;  // per group and step
+  int max_num_batched_tokens = 4096;  // per group and step; below max_num_seqs the last ones of them starve
   int max_model_len = 32768;
-  int max_queued_requests = 10000;
+  int max_queued_requests = 10000;  // waiting sequences beyond which nothing is accepted
   bool enable_chunked_prefill = true;
   bool enable_prefix_caching = true;
   int vocab_size = 0;              // ids that may be sampled
@@ -46,9 +46,11 @@ class Engine {
   ~Engine();  // aborts what is left
 
   // kExhausted when the queue is full, kUnavailable while draining or after a fatal error, kInvalid (with the
-  // numbers) when the cache can never hold the request. `outbox` gets num_choices sequences' events.
+  // numbers) when the cache can never hold the request, an id is outside the vocabulary, or the request id is in use.
+  // `outbox` gets num_choices sequences' events.
   Status Submit(std::shared_ptr<const Request> request, std::shared_ptr<Outbox> outbox);
-  // Ends the request (or one of its sequences) without further events. Blocks are free before the next step is planned.
+  // Ends the request (or one of its sequences) without further events. Blocks are free before the next step is
+  // planned. Unknown ids are ignored; the id may be used again at once.
   void Cancel(const std::string& request_id);
   void CancelChoice(const std::string& request_id, int choice);
 

@@ -63,7 +63,8 @@ struct TokenEvent {
 // Mailbox of one request: the engine thread puts events in, one front-end thread takes them out.
 class Outbox {
  public:
-  // `notify` is called by the engine thread when the box turns from empty to not empty; it must not block.
+  // `notify` is called by the engine thread when the box turns from empty to not empty; it must not block, and not
+  // call the engine.
   explicit Outbox(std::function<void()> notify) : notify_(std::move(notify)) {}
   void Put(TokenEvent event);        // engine thread
   std::vector<TokenEvent> Take();    // front end: all events so far

@@ -13,7 +13,8 @@ namespace tessera {
 struct SequenceSlice {
   int32_t first_token = 0;   // index into GroupStep::tokens
   int32_t num_tokens = 0;    // at least 1
-  int32_t num_computed = 0;  // position of the first token; positions below are in the cache
+  int32_t num_computed = 0;  // position of the first token; positions below are in the cache, or are written by an
+                             // earlier slice of this step (a shared prefix): write a layer's rows, then attend
   int32_t first_block = 0;   // index into GroupStep::block_ids
   int32_t num_blocks = 0;    // enough for num_computed + num_tokens positions
 };
@@ -79,7 +80,7 @@ struct TokenLogprob {
   float logprob = 0;
 };
 
-// Answer to one LogitRow.
+// Answer to one LogitRow. Without num_logprobs (-1) there is no logprob and no top.
 struct RowOutput {
   int32_t token = -1;             // the drawn token, or the row's target
   float logprob = 0;              // of `token`, raw: before penalties and temperature
