@@ -124,6 +124,7 @@ void Engine::Content::RunStep() {
   const Step& step = scheduler.Plan(clock.Now());
   StepOutput output;
   if (std::ranges::any_of(step.groups, [](const GroupStep& group) { return !group.tokens.empty(); })) {
+    Publish();  // a step may last seconds: who runs in it waits no more
     Result<StepOutput> result = executor.Run(step);
     if (!result) return Fail(std::move(result.error()));
     if (Status status = scheduler.CheckOutput(*result); !status) return Fail(std::move(status.error()));

@@ -2,7 +2,8 @@
 // fused operations, flush-to-zero set. n = min(num_tokens, row width); ids at or beyond n do not exist here.
 //
 //  raw       x[i], i < n; all finite, or the row fails.
-//            logprob(i) = (x[i] - M) - log(L), M = max x, L = 64-lane sum over ids of exp(x[i] - M).
+//            logprob(i) = (x[i] - M) - log(L), M = max x + 0 (never -0: which zero a maximum finds is not defined),
+//            L = 64-lane sum over ids of exp(x[i] - M).
 //  order     "better": the greater value; among equal ones (-0 equals +0) the lower id. Top lists are the best by x.
 //  masks     y = x. Not in the allowed list: -inf. Forbidden: -inf. Then y[i] = y[i] + bias, in list order.
 //            Grammar mask bit clear: -inf.
@@ -134,7 +135,7 @@ bool Sampler::Sample(const GroupStep& step, const LogitRow& row, std::span<float
 
 void Sampler::AddLogprobs(std::span<const float> x, int num_logprobs, RowOutput& output) {
   const int n = static_cast<int>(x.size());
-  const float max = kernels_.max(x.data(), n, nullptr);
+  const float max = kernels_.max(x.data(), n, nullptr) + 0.0f;
   const float log_sum = kernels_.log(kernels_.exp_sum(x.data(), n, max, nullptr));
   const auto logprob = [&](int32_t id) { return (x[id] - max) - log_sum; };
   if (output.token >= 0 && output.token < n) output.logprob = logprob(output.token);
