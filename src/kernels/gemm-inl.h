@@ -1,0 +1,399 @@
+// Matrix products on packed panels. One source for every vector set: included after its simd_*.h and
+// elementwise-inl.h, inside its namespace and target region. The meaning of each function is in reference.cc.
+//
+// Register blocks: a few rows x one int8 panel (or kChainPanels bf16 panels). The panels of one call are taken in
+// groups that stay in L2 while all rows pass, so that weights leave DRAM once; with few rows a group is the whole
+// call and the weights are one stream. An epilogue turns a block into outputs while it is in registers.
+
+constexpr int64_t kGroupBytes = 256 << 10;
+
+TESSERA_INLINE int64_t InRow(const RowMap& rows, int i) { return rows.in_rows != nullptr ? rows.in_rows[i] : i; }
+TESSERA_INLINE int64_t OutRow(const RowMap& rows, int i) { return rows.out_rows != nullptr ? rows.out_rows[i] : i; }
+
+// Panels of a group: what fits in L2, at least one block; everything where one block holds all rows.
+TESSERA_INLINE int GroupPanels(int64_t panel_bytes, int num_panels, bool one_pass) {
+  if (one_pass || panel_bytes <= 0) return num_panels;
+  const int64_t fitting = kGroupBytes / panel_bytes / 2 * 2;
+  if (fitting < 2) return 2;
+  return fitting < num_panels ? static_cast<int>(fitting) : num_panels;
+}
+
+// ---- Epilogues. Begin looks up what belongs to output row i of the call; Emit takes kLanes outputs of one leaf;
+// End writes what was gathered over the row's panels.
+
+struct FixedSink {
+  int64_t* sums;
+  uint32_t* max_bits;
+  I largest;
+
+  TESSERA_INLINE void Begin(const FixedRows& out, int64_t row) {
+    sums = out.sums + row * out.stride;
+    max_bits = out.max_bits + row;
+    largest = SetI(0);
+  }
+  TESSERA_INLINE void Add(F c, int column, int count) {
+    I magnitude = AndI(AsI(c), SetI(0x7fffffff));
+    if (count < kLanes) magnitude = SelectI(FirstLanes(count), magnitude, SetI(0));
+    largest = MaxI(largest, magnitude);
+    AddTerms(sums + column, c, count);
+  }
+  TESSERA_INLINE void End() {
+    const uint32_t bits = static_cast<uint32_t>(LargestI(largest));
+    if (bits > *max_bits) *max_bits = bits;
+  }
+};
+
+struct StaticToBf16 {
+  const Int8Rows& in;
+  const StaticScales& scales;
+  Bf16* out;
+  int64_t out_stride;
+  struct Row {
+    int32_t correction;
+    Bf16* out;
+  };
+  TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
+    *row = {in.sums[InRow(rows, i)] * 128, out + OutRow(rows, i) * out_stride};
+  }
+  TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
+    acc = AddI(SubI(acc, SetI(row.correction)), LoadI(scales.quant_bias + column, count));
+    StoreBf16(row.out + column, Mul(FromInt(acc), LoadF(scales.deq_scale + column, count)), count);
+  }
+  TESSERA_INLINE void End(Row& row) const {}
+};
+
+struct DynamicToBf16 {
+  const Int8Rows& in;
+  const float* weight_scale;
+  Bf16* out;
+  int64_t out_stride;
+  struct Row {
+    int32_t correction;
+    float scale;
+    Bf16* out;
+  };
+  TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
+    const int64_t from = InRow(rows, i);
+    *row = {in.sums[from] * 128, in.scales[from], out + OutRow(rows, i) * out_stride};
+  }
+  TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
+    const F factor = Mul(SetF(row.scale), LoadF(weight_scale + column, count));
+    StoreBf16(row.out + column, Mul(FromInt(SubI(acc, SetI(row.correction))), factor), count);
+  }
+  TESSERA_INLINE void End(Row& row) const {}
+};
+
+struct DynamicToFixed {
+  const Int8Rows& in;
+  const float* weight_scale;
+  const float* row_weight;
+  const FixedRows& out;
+  int num_leaves;
+  struct Row {
+    const int32_t* sums;
+    const float* scales;
+    float factor;
+    FixedSink sink;
+  };
+  TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
+    const int64_t from = InRow(rows, i) * num_leaves;
+    row->sums = in.sums + from;
+    row->scales = in.scales + from;
+    row->factor = row_weight != nullptr ? row_weight[i] : 1.0f;
+    row->sink.Begin(out, OutRow(rows, i));
+  }
+  TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
+    const F scale = SetF(row.factor * row.scales[leaf]);
+    const F factor = Mul(scale, LoadF(weight_scale + column, count));
+    row.sink.Add(Mul(factor, FromInt(SubI(acc, SetI(row.sums[leaf] * 128)))), column, count);
+  }
+  TESSERA_INLINE void End(Row& row) const { row.sink.End(); }
+};
+
+struct StaticToFixed {
+  const Int8Rows& in;
+  const StaticScales& scales;
+  const float* row_weight;
+  const FixedRows& out;
+  int num_leaves;
+  struct Row {
+    const int32_t* sums;
+    float factor;
+    FixedSink sink;
+  };
+  TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
+    row->sums = in.sums + InRow(rows, i) * num_leaves;
+    row->factor = row_weight != nullptr ? row_weight[i] : 1.0f;
+    row->sink.Begin(out, OutRow(rows, i));
+  }
+  TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
+    acc = SubI(acc, SetI(row.sums[leaf] * 128));
+    if (leaf == 0) acc = AddI(acc, LoadI(scales.quant_bias + column, count));
+    const F factor = Mul(SetF(row.factor), LoadF(scales.deq_scale + column, count));
+    row.sink.Add(Mul(factor, FromInt(acc)), column, count);
+  }
+  TESSERA_INLINE void End(Row& row) const { row.sink.End(); }
+};
+
+struct ChainToBf16 {
+  Bf16* out;
+  int64_t out_stride;
+  struct Row {
+    Bf16* out;
+  };
+  TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
+    row->out = out + OutRow(rows, i) * out_stride;
+  }
+  TESSERA_INLINE void Emit(Row& row, F acc, int column, int count) const { StoreBf16(row.out + column, acc, count); }
+  TESSERA_INLINE void End(Row& row) const {}
+};
+
+struct ChainToFloat {
+  float* out;
+  int64_t out_stride;
+  struct Row {
+    float* out;
+  };
+  TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
+    row->out = out + OutRow(rows, i) * out_stride;
+  }
+  TESSERA_INLINE void Emit(Row& row, F acc, int column, int count) const { StoreF(row.out + column, acc, count); }
+  TESSERA_INLINE void End(Row& row) const {}
+};
+
+struct ChainToFixed {
+  const float* row_weight;
+  const FixedRows& out;
+  struct Row {
+    float factor;
+    FixedSink sink;
+  };
+  TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
+    row->factor = row_weight != nullptr ? row_weight[i] : 1.0f;
+    row->sink.Begin(out, OutRow(rows, i));
+  }
+  TESSERA_INLINE void Emit(Row& row, F acc, int column, int count) const {
+    row.sink.Add(Mul(SetF(row.factor), acc), column, count);
+  }
+  TESSERA_INLINE void End(Row& row) const { row.sink.End(); }
+};
+
+// ---- int8
+
+// Rows [i, i + kRows) of the call against panels [panel, panel_end).
+template <int kRows, class Epilogue>
+inline void Int8RowBlock(const Int8Rows& in, const PackedInt8& weight, const RowMap& rows, int i, int panel,
+                      int panel_end, const Epilogue& epilogue) {
+  constexpr int kVectors = kInt8Panel / kLanes;
+  const int8_t* x[kRows];
+  typename Epilogue::Row row[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = in.data + InRow(rows, i + r) * in.stride;
+    epilogue.Begin(rows, i + r, &row[r]);
+  }
+  for (; panel < panel_end; ++panel) {
+    const uint8_t* w = weight.panels + panel * weight.panel_bytes();
+    for (int leaf = 0; leaf < weight.num_leaves; ++leaf, w += weight.leaf_bytes()) {
+      const int8_t* leaf_x[kRows];
+      TESSERA_UNROLL
+      for (int r = 0; r < kRows; ++r) leaf_x[r] = x[r] + leaf * weight.leaf_pad();
+      I acc[kRows][kVectors];
+      Int8Block<kRows>(leaf_x, w, weight.leaf_quads(), acc);
+      const int column = panel * kInt8Panel;
+      const int width = weight.num_outputs - column;
+      TESSERA_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        TESSERA_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+          const int count = LanesLeft(width, v * kLanes);
+          if (count > 0) epilogue.Emit(row[r], leaf, acc[r][v], column + v * kLanes, count);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) epilogue.End(row[r]);
+}
+
+template <class Epilogue>
+inline void Int8Gemm(const Int8Rows& in, const PackedInt8& weight, const RowMap& rows, int panel_begin,
+                     int panel_end, const Epilogue& epilogue) {
+  const int group = GroupPanels(weight.panel_bytes(), panel_end - panel_begin, rows.count <= kInt8Rows);
+  for (int begin = panel_begin; begin < panel_end; begin += group) {
+    const int end = panel_end - begin < group ? panel_end : begin + group;
+    int i = 0;
+    for (; i + kInt8Rows <= rows.count; i += kInt8Rows) {
+      Int8RowBlock<kInt8Rows>(in, weight, rows, i, begin, end, epilogue);
+    }
+    if constexpr (kInt8Rows > 4) {
+      for (; i + 4 <= rows.count; i += 4) Int8RowBlock<4>(in, weight, rows, i, begin, end, epilogue);
+    }
+    if constexpr (kInt8Rows > 2) {
+      for (; i + 2 <= rows.count; i += 2) Int8RowBlock<2>(in, weight, rows, i, begin, end, epilogue);
+    }
+    for (; i < rows.count; ++i) Int8RowBlock<1>(in, weight, rows, i, begin, end, epilogue);
+  }
+}
+
+inline void GemmInt8Static(const Int8Rows& in, const PackedInt8& weight, const StaticScales& scales,
+                           const RowMap& rows, int panel_begin, int panel_end, Bf16* out, int64_t out_stride) {
+  Int8Gemm(in, weight, rows, panel_begin, panel_end, StaticToBf16{in, scales, out, out_stride});
+}
+inline void GemmInt8Dynamic(const Int8Rows& in, const PackedInt8& weight, const float* weight_scale,
+                            const RowMap& rows, int panel_begin, int panel_end, Bf16* out, int64_t out_stride) {
+  Int8Gemm(in, weight, rows, panel_begin, panel_end, DynamicToBf16{in, weight_scale, out, out_stride});
+}
+inline void GemmInt8DynamicFixed(const Int8Rows& in, const PackedInt8& weight, const float* weight_scale,
+                                 const float* row_weight, const RowMap& rows, int panel_begin, int panel_end,
+                                 const FixedRows& out) {
+  Int8Gemm(in, weight, rows, panel_begin, panel_end,
+           DynamicToFixed{in, weight_scale, row_weight, out, weight.num_leaves});
+}
+inline void GemmInt8StaticFixed(const Int8Rows& in, const PackedInt8& weight, const StaticScales& scales,
+                                const float* row_weight, const RowMap& rows, int panel_begin, int panel_end,
+                                const FixedRows& out) {
+  Int8Gemm(in, weight, rows, panel_begin, panel_end,
+           StaticToFixed{in, scales, row_weight, out, weight.num_leaves});
+}
+
+// ---- Chains: bf16 pairs and plain fp32
+
+struct FloatOp {
+  using Value = float;
+  static constexpr int kStep = 1;
+  using Weights = F;
+  using Input = F;
+  static TESSERA_INLINE F Load(const float* at) { return LoadF(at); }
+  static TESSERA_INLINE F Broadcast(const float* at) { return SetF(*at); }
+  static TESSERA_INLINE F Step(F acc, F w, F x) { return Fma(x, w, acc); }
+};
+
+// acc[row][vector] = the chains of kRows inputs against kPanels neighbouring panels, from +0.
+template <class Op, int kRows, int kPanels>
+TESSERA_INLINE void ChainBlock(const typename Op::Value* const* x, const typename Op::Value* w, int64_t panel_stride,
+                               int steps, F (*acc)[kPanels * kFloatPanel / kLanes]) {
+  constexpr int kPerPanel = kFloatPanel / kLanes;
+  constexpr int kVectors = kPanels * kPerPanel;
+  F sum[kRows][kVectors];
+  TESSERA_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    TESSERA_UNROLL
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = SetF(0.0f);
+  }
+  for (int step = 0; step < steps; ++step) {
+    typename Op::Weights weights[kVectors];
+    TESSERA_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      weights[v] = Op::Load(w + v / kPerPanel * panel_stride + (v % kPerPanel) * kLanes * Op::kStep);
+    }
+    TESSERA_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const typename Op::Input input = Op::Broadcast(x[r] + step * Op::kStep);
+      TESSERA_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = Op::Step(sum[r][v], weights[v], input);
+    }
+    w += kFloatPanel * Op::kStep;
+  }
+  TESSERA_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    TESSERA_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = sum[r][v];
+  }
+}
+
+// One chain product: inputs, the panels of a weight, and its leaves.
+template <class Op>
+struct ChainShape {
+  const typename Op::Value* in;
+  int64_t in_stride;
+  const typename Op::Value* panels;
+  int num_outputs;
+  int num_leaves;
+  int leaf_steps;
+  int64_t leaf_elements() const { return int64_t{leaf_steps} * kFloatPanel * Op::kStep; }
+  int64_t panel_elements() const { return leaf_elements() * num_leaves; }
+};
+
+template <class Op, int kRows, int kPanels, class Epilogue>
+inline void ChainPanels(const ChainShape<Op>& shape, const typename Op::Value* const* x, int panel,
+                        typename Epilogue::Row* row, const Epilogue& epilogue) {
+  constexpr int kVectors = kPanels * kFloatPanel / kLanes;
+  for (int leaf = 0; leaf < shape.num_leaves; ++leaf) {
+    const typename Op::Value* leaf_x[kRows];
+    TESSERA_UNROLL
+    for (int r = 0; r < kRows; ++r) leaf_x[r] = x[r] + int64_t{leaf} * shape.leaf_steps * Op::kStep;
+    F acc[kRows][kVectors];
+    ChainBlock<Op, kRows, kPanels>(leaf_x, shape.panels + panel * shape.panel_elements() + leaf * shape.leaf_elements(),
+                                   shape.panel_elements(), shape.leaf_steps, acc);
+    const int column = panel * kFloatPanel;
+    const int width = shape.num_outputs - column;
+    TESSERA_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      TESSERA_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        const int count = LanesLeft(width, v * kLanes);
+        if (count > 0) epilogue.Emit(row[r], acc[r][v], column + v * kLanes, count);
+      }
+    }
+  }
+}
+
+template <class Op, int kRows, class Epilogue>
+inline void ChainRows(const ChainShape<Op>& shape, const RowMap& rows, int i, int panel, int panel_end,
+                      const Epilogue& epilogue) {
+  // One or two rows leave registers free: more panels at once hide the latency of a chain.
+  constexpr int kPanels = kRows == 1 ? 2 * kChainPanels : kChainPanels;
+  const typename Op::Value* x[kRows];
+  typename Epilogue::Row row[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = shape.in + InRow(rows, i + r) * shape.in_stride;
+    epilogue.Begin(rows, i + r, &row[r]);
+  }
+  for (; panel + kPanels <= panel_end; panel += kPanels) {
+    ChainPanels<Op, kRows, kPanels>(shape, x, panel, row, epilogue);
+  }
+  if constexpr (kPanels > 1) {
+    for (; panel < panel_end; ++panel) ChainPanels<Op, kRows, 1>(shape, x, panel, row, epilogue);
+  }
+  for (int r = 0; r < kRows; ++r) epilogue.End(row[r]);
+}
+
+template <class Op, class Epilogue>
+inline void ChainGemm(const ChainShape<Op>& shape, const RowMap& rows, int panel_begin, int panel_end,
+                      const Epilogue& epilogue) {
+  const int64_t panel_bytes = shape.panel_elements() * static_cast<int64_t>(sizeof(typename Op::Value));
+  const int group = GroupPanels(panel_bytes, panel_end - panel_begin, rows.count <= kChainRows);
+  for (int begin = panel_begin; begin < panel_end; begin += group) {
+    const int end = panel_end - begin < group ? panel_end : begin + group;
+    int i = 0;
+    for (; i + kChainRows <= rows.count; i += kChainRows) {
+      ChainRows<Op, kChainRows>(shape, rows, i, begin, end, epilogue);
+    }
+    if constexpr (kChainRows > 4) {
+      for (; i + 4 <= rows.count; i += 4) ChainRows<Op, 4>(shape, rows, i, begin, end, epilogue);
+    }
+    for (; i + 2 <= rows.count; i += 2) ChainRows<Op, 2>(shape, rows, i, begin, end, epilogue);
+    for (; i < rows.count; ++i) ChainRows<Op, 1>(shape, rows, i, begin, end, epilogue);
+  }
+}
+
+TESSERA_INLINE ChainShape<PairOp> PairShape(const Bf16Rows& in, const PackedBf16& weight) {
+  return {in.data, in.stride, weight.panels, weight.num_outputs, weight.num_leaves, weight.leaf_pairs()};
+}
+
+inline void GemmBf16(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, int panel_begin,
+                     int panel_end, Bf16* out, int64_t out_stride) {
+  ChainGemm(PairShape(in, weight), rows, panel_begin, panel_end, ChainToBf16{out, out_stride});
+}
+inline void GemmBf16Float(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, int panel_begin,
+                          int panel_end, float* out, int64_t out_stride) {
+  ChainGemm(PairShape(in, weight), rows, panel_begin, panel_end, ChainToFloat{out, out_stride});
+}
+inline void GemmBf16Fixed(const Bf16Rows& in, const PackedBf16& weight, const float* row_weight, const RowMap& rows,
+                          int panel_begin, int panel_end, const FixedRows& out) {
+  ChainGemm(PairShape(in, weight), rows, panel_begin, panel_end, ChainToFixed{row_weight, out});
+}
+inline void GemmFloat(const float* in, int64_t in_stride, const PackedFloat& weight, int num_rows, int panel_begin,
+                      int panel_end, float* out, int64_t out_stride) {
+  const ChainShape<FloatOp> shape = {in, in_stride, weight.panels, weight.num_outputs, 1, weight.k};
+  ChainGemm(shape, RowMap{.count = num_rows}, panel_begin, panel_end, ChainToFloat{out, out_stride});
+}
