@@ -3,16 +3,14 @@
 #include "model/weights.h"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <mutex>
-#include <optional>
 #include <utility>
 
 #include "base/check.h"
 #include "base/log.h"
+#include "model/jobs.h"
 #include "model/tensor_table.h"
 
 namespace tessera {
@@ -26,20 +24,13 @@ using kernels::kNumLeaves;
 constexpr int64_t kChunkBytes = int64_t{4} << 20;  // of a tensor, read and packed at once
 constexpr size_t kAlignBytes = 64;
 
-// One piece of work: reads at most about kChunkBytes into the thread's buffer, or some small tensors.
-struct Job {
-  std::string tensor;  // of the first byte it reads; for the order of errors only
-  uint64_t bytes = 0;  // for the progress
-  std::function<Status(std::vector<std::byte>& buffer)> run;
-};
-
 bool IsFinite(uint16_t bf16_bits) { return (bf16_bits & 0x7F80) != 0x7F80; }
 
 class WeightLoader {
  public:
   WeightLoader(const Checkpoint& checkpoint, const ModelConfig& config) : checkpoint_(checkpoint), config_(config) {}
 
-  Result<Weights> Run(ThreadPool& threads, const std::function<void(uint64_t, uint64_t)>& progress);
+  Result<Weights> Run(ThreadPool& threads, const Progress& progress);
 
  private:
   // -- First pass: shapes, sizes and jobs. Arrays get their place when the arena exists.
@@ -55,12 +46,14 @@ class WeightLoader {
   void PlanFloats(const std::string& tensor, std::vector<float>& target);
   void PlanRouter(const std::string& tensor, kernels::PackedFloat& packed);
   void PlanEmbedding();
-  void AddJob(const std::string& tensor, uint64_t bytes, std::function<Status(std::vector<std::byte>&)> run) {
-    jobs_.push_back({tensor, bytes, std::move(run)});
+  // `run` may use the thread's buffer as it likes.
+  void AddJob(uint64_t bytes, std::function<Status(std::vector<std::byte>& buffer)> run) {
+    jobs_.push_back({bytes, [this, run = std::move(run)](int thread) {
+                       return run(buffers_[static_cast<size_t>(thread)]);
+                     }});
   }
 
   // -- Second pass.
-  Status RunJobs(ThreadPool& threads, const std::function<void(uint64_t, uint64_t)>& progress);
   Result<std::span<const Bf16>> ReadBf16(const std::string& tensor, int64_t first, int64_t count,
                                          std::vector<std::byte>& buffer) const;
   Status CheckFinite(const std::string& tensor, int64_t first, std::span<const Bf16> values) const;
@@ -77,6 +70,7 @@ class WeightLoader {
   size_t arena_bytes_ = 0;
   std::vector<std::function<void()>> placements_;
   std::vector<Job> jobs_;
+  std::vector<std::vector<std::byte>> buffers_;  // one for each thread
 };
 
 // Remembers that `packed` needs its bytes in the arena.
@@ -121,7 +115,7 @@ void WeightLoader::PlanBf16(const std::string& tensor, kernels::PackedBf16& pack
   ForChunks(packed.num_panels(), kFloatPanel * k * 2, [&](int begin, int end) {
     const int first_row = begin * kFloatPanel;
     const int num_rows = std::min(packed.num_outputs, end * kFloatPanel) - first_row;
-    AddJob(tensor, static_cast<uint64_t>(num_rows * k * 2),
+    AddJob(static_cast<uint64_t>(num_rows * k * 2),
            [this, &packed, tensor, k, begin, first_row, num_rows](std::vector<std::byte>& buffer) -> Status {
              ASSIGN_OR_RETURN(const auto rows, ReadBf16(tensor, first_row * k, num_rows * k, buffer));
              kernels::PackedBf16 part = packed;
@@ -139,7 +133,7 @@ void WeightLoader::PlanInt8(const std::string& tensor, kernels::PackedInt8& pack
   ForChunks(packed.num_panels(), kInt8Panel * k, [&](int begin, int end) {
     const int first_row = begin * kInt8Panel;
     const int num_rows = std::min(packed.num_outputs, end * kInt8Panel) - first_row;
-    AddJob(tensor, static_cast<uint64_t>(num_rows * k),
+    AddJob(static_cast<uint64_t>(num_rows * k),
            [this, &packed, tensor, k, begin, first_row, num_rows](std::vector<std::byte>& buffer) -> Status {
              buffer.resize(static_cast<size_t>(num_rows * k));
              RETURN_IF_ERROR(checkpoint_.ReadPart(tensor, static_cast<uint64_t>(first_row * k), buffer));
@@ -154,7 +148,7 @@ void WeightLoader::PlanInt8(const std::string& tensor, kernels::PackedInt8& pack
 
 void WeightLoader::PlanFloats(const std::string& tensor, std::vector<float>& target) {
   const TensorEntry& entry = checkpoint_.Entry(tensor);
-  AddJob(tensor, entry.end - entry.begin, [this, &target, tensor](std::vector<std::byte>&) -> Status {
+  AddJob(entry.end - entry.begin, [this, &target, tensor](std::vector<std::byte>&) -> Status {
     ASSIGN_OR_RETURN(target, checkpoint_.ReadFloats(tensor));
     return {};
   });
@@ -165,7 +159,7 @@ void WeightLoader::PlanRouter(const std::string& tensor, kernels::PackedFloat& p
   packed.k = config_.hidden_size;
   Reserve(packed, &kernels::PackedFloat::panels);
   const TensorEntry& entry = checkpoint_.Entry(tensor);
-  AddJob(tensor, entry.end - entry.begin, [this, &packed, tensor](std::vector<std::byte>&) -> Status {
+  AddJob(entry.end - entry.begin, [this, &packed, tensor](std::vector<std::byte>&) -> Status {
     ASSIGN_OR_RETURN(const std::vector<float> rows, checkpoint_.ReadFloats(tensor));
     kernels::PackFloat(rows.data(), packed.k, packed, const_cast<float*>(packed.panels));
     return {};
@@ -184,7 +178,7 @@ void WeightLoader::PlanEmbedding() {
   ForChunks(config_.vocab_size, hidden * 2, [&](int begin, int end) {
     const int64_t first = begin * hidden;
     const int64_t count = (end - begin) * hidden;
-    AddJob(tensor, static_cast<uint64_t>(count * 2), [this, tensor, first, count](std::vector<std::byte>&) -> Status {
+    AddJob(static_cast<uint64_t>(count * 2), [this, tensor, first, count](std::vector<std::byte>&) -> Status {
       const std::span target(const_cast<Bf16*>(weights_.embedding) + first, static_cast<size_t>(count));
       RETURN_IF_ERROR(
           checkpoint_.ReadPart(tensor, static_cast<uint64_t>(first * 2), std::as_writable_bytes(target)));
@@ -211,7 +205,7 @@ void WeightLoader::PlanUpProjections(const std::string& tensor, LayerWeights& we
     Reserve(value_up, &kernels::PackedBf16::panels);
     const int64_t count = int64_t{nope + value} * rank;
     const int64_t first = static_cast<int64_t>(head) * count;
-    AddJob(tensor, static_cast<uint64_t>(count * 2),
+    AddJob(static_cast<uint64_t>(count * 2),
            [=, this, &key_up, &value_up](std::vector<std::byte>& buffer) -> Status {
              ASSIGN_OR_RETURN(const auto rows, ReadBf16(tensor, first, count, buffer));
              std::vector<Bf16> transposed(static_cast<size_t>(rank) * static_cast<size_t>(nope));
@@ -241,14 +235,14 @@ void WeightLoader::PlanLinear(const std::string& name, int num_outputs, int k, i
   PlanInt8(name + ".weight", linear.int8);
   if (linear.scheme == Scheme::kInt8Dynamic) {
     PlanFloats(name + ".weight_scale", linear.weight_scale);
-    AddJob(name + ".weight_offset", 0, [this, name](std::vector<std::byte>&) { return RequireZeroOffset(name); });
+    AddJob(0, [this, name](std::vector<std::byte>&) { return RequireZeroOffset(name); });
     return;
   }
   std::string beta;
   const std::string layer = name.substr(0, name.find("self_attn."));
   if (name.ends_with(".q_a_proj") || name.ends_with(".kv_a_proj_with_mqa")) beta = layer + "input_layernorm.bias";
   if (name.ends_with(".q_b_proj")) beta = layer + "self_attn.q_a_layernorm.bias";
-  AddJob(name + ".deq_scale", uint64_t{8} * static_cast<uint64_t>(num_outputs),
+  AddJob(uint64_t{8} * static_cast<uint64_t>(num_outputs),
          [this, name, beta, &linear](std::vector<std::byte>&) { return LoadStatic(name, beta, linear); });
 }
 
@@ -400,33 +394,6 @@ Status WeightLoader::RequireZeroOffset(const std::string& name) const {
   return {};
 }
 
-Status WeightLoader::RunJobs(ThreadPool& threads, const std::function<void(uint64_t, uint64_t)>& progress) {
-  uint64_t total = 0;
-  for (const Job& job : jobs_) total += job.bytes;
-  std::vector<std::vector<std::byte>> buffers(static_cast<size_t>(threads.num_threads()));
-  std::atomic<uint64_t> done{0};
-  std::atomic<int> first_failed{static_cast<int>(jobs_.size())};
-  std::mutex mutex;
-  std::optional<Error> error;
-  threads.ParallelFor(static_cast<int>(jobs_.size()), [&](int index, int thread) {
-    if (index > first_failed.load()) return;
-    Job& job = jobs_[static_cast<size_t>(index)];
-    if (Status status = job.run(buffers[static_cast<size_t>(thread)]); !status) {
-      const std::lock_guard lock(mutex);
-      if (index < first_failed.load()) {  // the first error in the order of the model, whatever the threads
-        first_failed = index;
-        error = std::move(status).error();
-      }
-      return;
-    }
-    const uint64_t now = done += job.bytes;
-    if (thread == 0 && progress) progress(now, total);
-  });
-  if (error) return std::unexpected(*std::move(error));
-  if (progress) progress(total, total);
-  return {};
-}
-
 // q_a and kv_a read the same input; the original quantises it once, with q_a's scale. Here each uses its own.
 void WeightLoader::LogUnequalInputs() const {
   int num_layers = 0;
@@ -446,11 +413,12 @@ void WeightLoader::LogUnequalInputs() const {
              num_layers, first);
 }
 
-Result<Weights> WeightLoader::Run(ThreadPool& threads, const std::function<void(uint64_t, uint64_t)>& progress) {
+Result<Weights> WeightLoader::Run(ThreadPool& threads, const Progress& progress) {
   Plan();
   ASSIGN_OR_RETURN(weights_.arena, Arena::Allocate(arena_bytes_));
   for (const auto& place : placements_) place();
-  RETURN_IF_ERROR(RunJobs(threads, progress));
+  buffers_.resize(static_cast<size_t>(threads.num_threads()));
+  RETURN_IF_ERROR(RunJobs(jobs_, threads, progress));
   LogUnequalInputs();
   return std::move(weights_);
 }

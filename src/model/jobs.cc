@@ -1,0 +1,38 @@
+// See jobs.h. Tasks are taken in ascending order, so all jobs before a failing one have been started.
+#include "model/jobs.h"
+
+#include <atomic>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+namespace tessera {
+
+Status RunJobs(std::span<Job> jobs, ThreadPool& threads, const Progress& progress) {
+  uint64_t total = 0;
+  for (const Job& job : jobs) total += job.bytes;
+  const int num_jobs = static_cast<int>(jobs.size());
+  std::atomic<uint64_t> done{0};
+  std::atomic<int> first_failed{num_jobs};
+  std::mutex mutex;  // guards error
+  std::optional<Error> error;
+  threads.ParallelFor(num_jobs, [&](int index, int thread) {
+    if (index > first_failed.load()) return;
+    const Job& job = jobs[static_cast<size_t>(index)];
+    if (Status status = job.run(thread); !status) {
+      const std::lock_guard lock(mutex);
+      if (index < first_failed.load()) {
+        first_failed = index;
+        error = std::move(status).error();
+      }
+      return;
+    }
+    const uint64_t now = done += job.bytes;
+    if (thread == 0 && progress) progress(now, total);
+  });
+  if (error) return std::unexpected(*std::move(error));
+  if (progress) progress(total, total);
+  return {};
+}
+
+}  // namespace tessera
