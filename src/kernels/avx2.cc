@@ -1,6 +1,4 @@
 // The kernels for AVX2 + FMA: the shared sources compiled for 8 lanes. Nothing of its own.
-#include <immintrin.h>
-
 #include <cstddef>
 #include <cstdint>
 
@@ -15,6 +13,8 @@ namespace avx2 {
 namespace {
 
 #include "kernels/simd_avx2.h"
+
+#include "kernels/simd_pairs_widened.h"
 
 #include "kernels/elementwise-inl.h"
 #include "kernels/gemm-inl.h"

@@ -340,8 +340,7 @@ inline void ChainPanels(const ChainShape<Op>& shape, const typename Op::Value* c
 template <class Op, int kRows, class Epilogue>
 inline void ChainRows(const ChainShape<Op>& shape, const RowMap& rows, int i, int panel, int panel_end,
                       const Epilogue& epilogue) {
-  // One or two rows leave registers free: more panels at once hide the latency of a chain.
-  constexpr int kPanels = kRows == 1 ? 2 * kChainPanels : kChainPanels;
+  constexpr int kPanels = kRows == 1 ? kLonePanels : kChainPanels;
   const typename Op::Value* x[kRows];
   typename Epilogue::Row row[kRows];
   for (int r = 0; r < kRows; ++r) {

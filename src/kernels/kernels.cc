@@ -23,7 +23,6 @@ std::string Missing(Isa isa) {
   if (isa == Isa::kScalar) return missing;
   need(__builtin_cpu_supports("avx2"), "avx2");
   if (isa == Isa::kAvx2) return missing;
-  need(false, "a table");
   need(__builtin_cpu_supports("avx512f"), "avx512f");
   need(__builtin_cpu_supports("avx512bw"), "avx512bw");
   need(__builtin_cpu_supports("avx512dq"), "avx512dq");
@@ -38,8 +37,8 @@ const Kernels& TableOf(Isa isa) {
   switch (isa) {
     case Isa::kScalar: return kScalarTable;
     case Isa::kAvx2: return kAvx2Table;
-    case Isa::kAvx512: return kScalarTable;
-    case Isa::kAvx512Bf16: return kScalarTable;
+    case Isa::kAvx512: return kAvx512Table;
+    case Isa::kAvx512Bf16: return kAvx512Bf16Table;
   }
   CHECK(false);
 }

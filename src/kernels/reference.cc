@@ -1,8 +1,6 @@
 // The meaning of every kernel: plain loops over the definitions of docs/numerics.md, one output at a time. The
 // table `scalar`, and what every other table must equal bit for bit. No vector code, no blocking. It needs FMA so
 // that a fused multiply-add is one instruction, correctly rounded and flushing like the vector units do.
-#include <immintrin.h>
-
 #include "kernels/kernels.h"
 #include "kernels/tables.h"
 #include "kernels/target.h"

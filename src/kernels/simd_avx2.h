@@ -1,5 +1,5 @@
 // The vector words of the *-inl.h files in AVX2 + FMA: 8 lanes of 32 bits. Included once, by avx2.cc, inside its
-// namespace and target region; simd_avx512.h says the same words for 16 lanes.
+// namespace and target region; simd_avx512.h says the same words for 16 lanes. The pair chain is simd_pairs_widened.h's.
 //
 // F holds floats, I 32-bit integers, M a choice per lane. A `count` below kLanes reads zeros beyond it and writes
 // nothing there.
@@ -12,6 +12,7 @@ using M = __m256i;
 constexpr int kInt8Rows = 2;       // rows of an int8 register block, x 32 outputs
 constexpr int kChainRows = 4;      // rows of a bf16 or fp32 register block, x 16 outputs per panel
 constexpr int kChainPanels = 1;    // panels of that block
+constexpr int kLonePanels = 2;     // of a block of one row: four chains hide the latency
 constexpr int kScorePositions = 4; // attention scores: positions x kScoreVectors of query rows
 constexpr int kScoreVectors = 2;
 constexpr int kValueRows = 4;      // attention output: rows x kValueVectors of the latent
@@ -133,31 +134,6 @@ TESSERA_INLINE void StoreBf16(Bf16* at, F x, int count) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(part), packed);
   for (int i = 0; i < count; ++i) at[i] = part[i];
 }
-
-// One step of a pair chain: kLanes outputs' weight pairs against one broadcast input pair, odd element first.
-struct PairOp {
-  using Value = Bf16;
-  static constexpr int kStep = 2;
-  struct Weights {
-    F even, odd;
-  };
-  struct Input {
-    F even, odd;
-  };
-  static TESSERA_INLINE Weights Load(const Bf16* at) {
-    const I pairs = _mm256_loadu_si256(reinterpret_cast<const I*>(at));
-    return {AsF(ShiftLeft<16>(pairs)), AsF(AndI(pairs, SetI(static_cast<int32_t>(0xffff0000))))};
-  }
-  static TESSERA_INLINE Input Broadcast(const Bf16* at) {
-    int32_t pair;
-    __builtin_memcpy(&pair, at, 4);
-    const I pairs = SetI(pair);
-    return {AsF(ShiftLeft<16>(pairs)), AsF(AndI(pairs, SetI(static_cast<int32_t>(0xffff0000))))};
-  }
-  static TESSERA_INLINE F Step(F acc, const Weights& w, const Input& x) {
-    return Fma(x.even, w.even, Fma(x.odd, w.odd, acc));
-  }
-};
 
 // ---- Fixed point
 

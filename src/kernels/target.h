@@ -4,6 +4,17 @@
 // reason a region holds no std:: templates and includes no system headers.
 #pragma once
 
+#if defined(__clang__)
+#include <immintrin.h>
+#else
+// GCC 12 takes the "undefined" operand of its own AVX-512 intrinsics for a mistake (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
 #define TESSERA_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define TESSERA_TARGET_PUSH(features) \

@@ -1,0 +1,200 @@
+// The vector words of the *-inl.h files in AVX-512 (F, BW, DQ, VL, VNNI): 16 lanes of 32 bits. Included once per
+// file, by avx512.cc and avx512bf16.cc, inside their namespace and target region; each adds its own pair chain
+// (simd_pairs_widened.h, simd_pairs_dot.h). The words are those of simd_avx2.h.
+
+constexpr int kLanes = 16;
+using F = __m512;
+using I = __m512i;
+using M = __mmask16;
+
+constexpr int kInt8Rows = 8;       // rows of an int8 register block, x 32 outputs
+constexpr int kChainRows = 8;      // rows of a bf16 or fp32 register block, x 16 outputs per panel
+constexpr int kChainPanels = 2;    // panels of that block
+constexpr int kLonePanels = 2;     // of a block of one row: more would be more streams from memory
+constexpr int kValueRows = 4;      // attention output: rows x kValueVectors of the latent
+constexpr int kValueVectors = 4;
+
+// ---- Integers
+
+TESSERA_INLINE I SetI(int32_t x) { return _mm512_set1_epi32(x); }
+TESSERA_INLINE I AddI(I a, I b) { return _mm512_add_epi32(a, b); }
+TESSERA_INLINE I SubI(I a, I b) { return _mm512_sub_epi32(a, b); }
+TESSERA_INLINE I AndI(I a, I b) { return _mm512_and_si512(a, b); }
+TESSERA_INLINE I OrI(I a, I b) { return _mm512_or_si512(a, b); }
+TESSERA_INLINE I MaxI(I a, I b) { return _mm512_max_epi32(a, b); }
+template <int kBits>
+TESSERA_INLINE I ShiftLeft(I x) { return _mm512_slli_epi32(x, kBits); }
+template <int kBits>
+TESSERA_INLINE I ShiftRight(I x) { return _mm512_srli_epi32(x, kBits); }
+template <int kBits>
+TESSERA_INLINE I ShiftRightSigned(I x) { return _mm512_srai_epi32(x, kBits); }
+TESSERA_INLINE M GreaterI(I a, I b) { return _mm512_cmpgt_epi32_mask(a, b); }
+TESSERA_INLINE I SelectI(M choose, I yes, I no) { return _mm512_mask_blend_epi32(choose, no, yes); }
+
+// The first `count` lanes, count <= kLanes.
+TESSERA_INLINE M FirstLanes(int count) { return static_cast<M>((uint32_t{1} << count) - 1); }
+TESSERA_INLINE uint32_t LaneBits(M m) { return m; }
+
+TESSERA_INLINE I LoadI(const int32_t* at) { return _mm512_loadu_si512(at); }
+TESSERA_INLINE I LoadI(const int32_t* at, int count) {
+  return count >= kLanes ? LoadI(at) : _mm512_maskz_loadu_epi32(FirstLanes(count), at);
+}
+TESSERA_INLINE void StoreI(int32_t* at, I x) { _mm512_storeu_si512(at, x); }
+TESSERA_INLINE int32_t SumI(I x) { return _mm512_reduce_add_epi32(x); }
+TESSERA_INLINE int32_t LargestI(I x) { return _mm512_reduce_max_epi32(x); }
+// Values within [-128, 127].
+TESSERA_INLINE void StoreInt8(int8_t* at, I x, int count) {
+  const __m128i bytes = _mm512_cvtepi32_epi8(x);
+  if (count >= kLanes) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), bytes);
+  } else {
+    _mm_mask_storeu_epi8(at, FirstLanes(count), bytes);
+  }
+}
+
+// ---- Floats
+
+TESSERA_INLINE F SetF(float x) { return _mm512_set1_ps(x); }
+TESSERA_INLINE F Add(F a, F b) { return _mm512_add_ps(a, b); }
+TESSERA_INLINE F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
+TESSERA_INLINE F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+TESSERA_INLINE F Div(F a, F b) { return _mm512_div_ps(a, b); }
+TESSERA_INLINE F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+// Where either is NaN, both give b.
+TESSERA_INLINE F Max(F a, F b) { return _mm512_max_ps(a, b); }
+TESSERA_INLINE F Min(F a, F b) { return _mm512_min_ps(a, b); }
+TESSERA_INLINE F Rint(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_CUR_DIRECTION); }
+TESSERA_INLINE I ToInt(F x) { return _mm512_cvtps_epi32(x); }
+TESSERA_INLINE F FromInt(I x) { return _mm512_cvtepi32_ps(x); }
+TESSERA_INLINE I AsI(F x) { return _mm512_castps_si512(x); }
+TESSERA_INLINE F AsF(I x) { return _mm512_castsi512_ps(x); }
+TESSERA_INLINE M LessF(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+TESSERA_INLINE F SelectF(M choose, F yes, F no) { return _mm512_mask_blend_ps(choose, no, yes); }
+
+TESSERA_INLINE F LoadF(const float* at) { return _mm512_loadu_ps(at); }
+TESSERA_INLINE F LoadF(const float* at, int count) {
+  return count >= kLanes ? LoadF(at) : _mm512_maskz_loadu_ps(FirstLanes(count), at);
+}
+TESSERA_INLINE void StoreF(float* at, F x) { _mm512_storeu_ps(at, x); }
+TESSERA_INLINE void StoreF(float* at, F x, int count) {
+  if (count >= kLanes) {
+    StoreF(at, x);
+  } else {
+    _mm512_mask_storeu_ps(at, FirstLanes(count), x);
+  }
+}
+
+// ---- bf16
+
+TESSERA_INLINE F LoadBf16(const Bf16* at) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  return AsF(ShiftLeft<16>(_mm512_cvtepu16_epi32(words)));
+}
+TESSERA_INLINE F LoadBf16(const Bf16* at, int count) {
+  if (count >= kLanes) return LoadBf16(at);
+  return AsF(ShiftLeft<16>(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(FirstLanes(count), at))));
+}
+// bf16 in the low half of each lane, the high half zero. NaN stays NaN, denormals become zeros.
+TESSERA_INLINE I RoundBf16(F x) {
+  const I bits = AsI(x);
+  const I magnitude = AndI(bits, SetI(0x7fffffff));
+  const I high = ShiftRight<16>(bits);
+  const I rounded = ShiftRight<16>(AddI(AddI(bits, SetI(0x7fff)), AndI(high, SetI(1))));
+  const I flushed = SelectI(GreaterI(SetI(0x00800000), magnitude), AndI(high, SetI(0x8000)), rounded);
+  return SelectI(GreaterI(magnitude, SetI(0x7f800000)), OrI(high, SetI(0x40)), flushed);
+}
+TESSERA_INLINE void StoreBf16(Bf16* at, F x, int count) {
+  const __m256i packed = _mm512_cvtepi32_epi16(RoundBf16(x));
+  if (count >= kLanes) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), packed);
+  } else {
+    _mm256_mask_storeu_epi16(at, FirstLanes(count), packed);
+  }
+}
+
+// ---- Fixed point
+
+// sums[lane] += rint(c * 2^28) for the first `count` lanes; a lane with |c| >= 2^27 or NaN adds nothing.
+TESSERA_INLINE void AddTerms(int64_t* sums, F c, int count) {
+  const I magnitude = AndI(AsI(c), SetI(0x7fffffff));
+  const M in_range = GreaterI(SetI(static_cast<int32_t>(kMaxTermBits)), magnitude);
+  const F terms = _mm512_maskz_mul_ps(in_range, c, SetF(0x1p28f));
+  const __m512i low = _mm512_cvtps_epi64(_mm512_castps512_ps256(terms));
+  const __m512i high = _mm512_cvtps_epi64(_mm512_extractf32x8_ps(terms, 1));
+  if (count >= kLanes) {
+    _mm512_storeu_si512(sums, _mm512_add_epi64(_mm512_loadu_si512(sums), low));
+    _mm512_storeu_si512(sums + 8, _mm512_add_epi64(_mm512_loadu_si512(sums + 8), high));
+    return;
+  }
+  const M lanes = FirstLanes(count);
+  const __mmask8 low_lanes = static_cast<__mmask8>(lanes);
+  const __mmask8 high_lanes = static_cast<__mmask8>(lanes >> 8);
+  const __m512i old_low = _mm512_maskz_loadu_epi64(low_lanes, sums);
+  const __m512i old_high = _mm512_maskz_loadu_epi64(high_lanes, sums + 8);
+  _mm512_mask_storeu_epi64(sums, low_lanes, _mm512_add_epi64(old_low, low));
+  _mm512_mask_storeu_epi64(sums + 8, high_lanes, _mm512_add_epi64(old_high, high));
+}
+// One rounding each.
+TESSERA_INLINE F FromFixed(const int64_t* sums, int count) {
+  const M lanes = count >= kLanes ? static_cast<M>(0xffff) : FirstLanes(count);
+  const __m512i low = _mm512_maskz_loadu_epi64(static_cast<__mmask8>(lanes), sums);
+  const __m512i high = _mm512_maskz_loadu_epi64(static_cast<__mmask8>(lanes >> 8), sums + 8);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtepi64_ps(low)), _mm512_cvtepi64_ps(high), 1);
+}
+
+// ---- int8
+
+// acc[row][vector] of kRows activation rows against one panel's leaf: sums of x * (w + 128), exact. The weights are
+// the unsigned operand, so that four activations can come as a broadcast memory operand (performance: a block of
+// 4 rows and more reaches the peak rate; one row is bound by loads, and takes two quads at a time for latency).
+template <int kRows>
+TESSERA_INLINE void Int8Block(const int8_t* const* x, const uint8_t* w, int quads, I (*acc)[kInt8Panel / kLanes]) {
+  constexpr int kVectors = kInt8Panel / kLanes;
+  constexpr int kChains = kRows <= 2 ? 2 : 1;
+  I sum[kRows][kVectors][kChains];
+  TESSERA_UNROLL
+  for (int row = 0; row < kRows; ++row) {
+    TESSERA_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      TESSERA_UNROLL
+      for (int chain = 0; chain < kChains; ++chain) sum[row][v][chain] = _mm512_setzero_si512();
+    }
+  }
+  int quad = 0;
+  for (; quad + kChains <= quads; quad += kChains) {
+    TESSERA_UNROLL
+    for (int chain = 0; chain < kChains; ++chain) {
+      TESSERA_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        const I weights = _mm512_load_si512(w + (int64_t{quad + chain} * kVectors + v) * 64);
+        TESSERA_UNROLL
+        for (int row = 0; row < kRows; ++row) {
+          int32_t values;
+          __builtin_memcpy(&values, x[row] + (quad + chain) * 4, 4);
+          sum[row][v][chain] = _mm512_dpbusd_epi32(sum[row][v][chain], weights, SetI(values));
+        }
+      }
+    }
+  }
+  if constexpr (kChains > 1) {
+    if (quad < quads) {
+      TESSERA_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        const I weights = _mm512_load_si512(w + (int64_t{quad} * kVectors + v) * 64);
+        TESSERA_UNROLL
+        for (int row = 0; row < kRows; ++row) {
+          int32_t values;
+          __builtin_memcpy(&values, x[row] + quad * 4, 4);
+          sum[row][v][0] = _mm512_dpbusd_epi32(sum[row][v][0], weights, SetI(values));
+        }
+      }
+    }
+  }
+  TESSERA_UNROLL
+  for (int row = 0; row < kRows; ++row) {
+    TESSERA_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      acc[row][v] = kChains > 1 ? AddI(sum[row][v][0], sum[row][v][kChains - 1]) : sum[row][v][0];
+    }
+  }
+}
