@@ -24,23 +24,30 @@ class Detokenizer {
   Detokenizer(const Tokenizer& tokenizer, StopRules rules);
 
   // The text that has become certain. After a hit `stopped()` is set and nothing more may be pushed.
+  // A token that ended the sequence (EOS, stop id) is pushed only if its text shall be seen.
   std::string Push(int32_t token);
-  // A token that ended the sequence (EOS, stop id) counts but has no text, unless `visible`.
-  // The rest: held-back text; bytes of an unfinished character become U+FFFD.
+  // The rest: held-back text; bytes of an unfinished character become U+FFFD. Empty after a hit.
   std::string Finish();
   // The stop string that was hit.
   const std::optional<std::string>& stopped() const { return stopped_; }
 
  private:
+  void AppendText(int32_t token);
+  void AppendThroughDecoder(int32_t token);
+  std::string Search(size_t num_old_bytes);
   std::string Release(bool everything);
 
   const Tokenizer& tokenizer_;
   const StopRules rules_;
+  size_t longest_stop_bytes_ = 0;
   size_t hold_back_bytes_ = 0;   // longest stop string - 1, 0 when stops are included or there are none
   std::string bytes_;            // an unfinished UTF-8 sequence
-  std::string text_;             // decoded, not yet released
-  size_t searched_ = 0;          // bytes of text_ that no stop string can start in any more
+  std::string text_;             // decoded: the tail that may be searched again, then what is not yet released
+  size_t released_ = 0;          // bytes of text_ that were returned before
+  size_t search_floor_ = 0;      // no stop string may begin before this byte of text_
   int num_tokens_ = 0;
+  TokenIds window_;              // other decoders than ByteLevel: the last ids, decoded together
+  size_t num_window_done_ = 0;   // of these, how many have given their text
   std::optional<std::string> stopped_;
 };
 

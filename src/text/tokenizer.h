@@ -12,8 +12,6 @@
 
 #include "base/error.h"
 
-struct tk_tokenizer;
-
 namespace tessera {
 
 using TokenIds = std::vector<int32_t>;
@@ -26,7 +24,8 @@ enum class ControlTokens {
 
 class Tokenizer {
  public:
-  // Reads tokenizer.json (required) and tokenizer_config.json (optional) of a folder.
+  // Reads tokenizer.json (required), tokenizer_config.json (optional) and chat_template.jinja (optional, instead of
+  // the config's template) of a folder.
   static Result<std::unique_ptr<Tokenizer>> Load(const std::string& folder);
   // The same from memory; `config_json` may be empty.
   static Result<std::unique_ptr<Tokenizer>> Parse(std::string_view tokenizer_json, std::string_view config_json);
@@ -44,6 +43,8 @@ class Tokenizer {
   // Added tokens whose `special` flag is set (skipped when decoding for users). "<think>" is not special.
   bool IsSpecial(int32_t id) const;
   bool IsAdded(int32_t id) const;
+  // The text of ids is exactly their joined TokenBytes (ByteLevel decoders).
+  bool byte_exact() const;
 
   int32_t vocab_size() const;  // highest id + 1, added tokens included
   std::optional<int32_t> TokenId(std::string_view token) const;

@@ -32,7 +32,7 @@ impl Tokenizer {
         if let Some(added) = tree.get_mut("added_tokens").and_then(Value::as_array_mut) {
             check_ids(added, &full)?;
             // Runs of blanks that some checkpoints add are text like any other, not control.
-            added.retain(|token| token["content"].as_str().is_some_and(|s| s.trim().is_empty()));
+            added.retain(|token| token["content"].as_str().is_some_and(|s| s.bytes().all(|b| b.is_ascii_whitespace())));
         }
         let plain_json = serde_json::to_vec(&tree).map_err(|e| broken(&e))?;
         drop(tree);
