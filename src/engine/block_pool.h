@@ -1,5 +1,6 @@
-// Who holds which cache block of one group: reference counts, the free list (least recently used first) and the
-// index of full blocks by content. Ids only: it never sees a page, a sequence or a token. Every operation is O(1).
+// Who holds which cache block of one group: reference counts, the free list (least recently used first) and
+// the index of full blocks by content. Ids only: it never sees a page, a sequence or a token. Every operation
+// is O(1).
 #pragma once
 
 #include <cstdint>
@@ -13,9 +14,9 @@
 
 namespace tessera {
 
-// The content of a full block and of everything before it: SHA-256 of (parent's key, token ids). The parent of a
-// first block is the root of its salt, so that tenants with different salts never meet. The name of the numerics
-// is part of the root: bits of another scheme are another content.
+// The content of a full block and of everything before it: SHA-256 of (parent's key, token ids). The parent
+// of a first block is the root of its salt, so that tenants with different salts never meet. The name of the
+// numerics is part of the root: bits of another scheme are another content.
 using BlockKey = Sha256;
 BlockKey RootKey(std::string_view salt);
 BlockKey ChildKey(const BlockKey& parent, std::span<const int32_t> tokens);
@@ -37,8 +38,8 @@ class BlockPool {
   Allocation Allocate();
   // One more holder. The block may be free: it then leaves the free list and keeps its content.
   void Reference(int32_t block);
-  // One holder less. The last one returns the block to the free list: to its end if it is published, to its front
-  // if nobody can find it again (it is the first to be reused, so that fresh pages stay untouched).
+  // One holder less. The last one returns the block to the free list: to its end if it is published, to its
+  // front if nobody can find it again (it is the first to be reused, so that fresh pages stay untouched).
   // Holders release their blocks last block first, so that the tail of a prefix is evicted before its head.
   void Release(int32_t block);
 
@@ -49,15 +50,15 @@ class BlockPool {
   // A block with this content, or -1.
   int32_t Find(const BlockKey& key) const;
 
-  // The values of its page must not be read again: forgets its key, and marks it dirty for its next allocation.
-  // REQUIRES: referenced.
+  // The values of its page must not be read again: forgets its key, and marks it dirty for its next
+  // allocation. REQUIRES: referenced.
   void Taint(int32_t block);
 
  private:
   struct Block {
     int32_t references = 0;
-    int32_t previous = -1, next = -1;            // free list; meaningless while referenced
-    int32_t older_twin = -1, newer_twin = -1;    // published blocks of one key
+    int32_t previous = -1, next = -1;          // free list; meaningless while referenced
+    int32_t older_twin = -1, newer_twin = -1;  // published blocks of one key
     bool published = false;
     bool dirty = false;
     BlockKey key = {};

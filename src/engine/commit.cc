@@ -1,16 +1,18 @@
-// What a step's outputs mean for its sequences, and which requests are refused before they can trouble a step.
+// What a step's outputs mean for its sequences, and which requests are refused before they can trouble a
+// step.
 //
-// Non-finite values. A failed sequence ends with an error. Only the blocks it wrote in the failed step are tainted:
-// what it wrote before was checked in the step that wrote it, so published blocks of earlier steps stay good, and
-// whoever shares those is not concerned. A block of the failed step may have been published in its plan and be
-// shared by sequences later in the same step; nobody else can hold it, because it was new in this step. Their
-// outputs are not to be trusted (a failed row may have left finite nonsense or nothing at all in the page), so they
-// are discarded: these sequences are preempted and computed again without the tainted block, and what they wrote
-// is tainted too. Slices lie in planned order and a reader comes after its writer, so one pass finds them all. A
-// sequence whose own tokens fail will fail again by itself; each round ends one sequence, so it comes to an end.
-// Tainted blocks lose their keys at once and are cleared (zero_blocks) when they are next allocated: a masked
-// position has the weight 0, and 0 times a stale infinity would poison the next holder. Finite leftovers are
-// harmless, so no other block is ever cleared: fresh pages are zero.
+// Non-finite values. A failed sequence ends with an error. Only the blocks it wrote in the failed step are
+// tainted: what it wrote before was checked in the step that wrote it, so published blocks of earlier steps
+// stay good, and whoever shares those is not concerned. A block of the failed step may have been published in
+// its plan and be shared by sequences later in the same step; nobody else can hold it, because it was new in
+// this step. Their outputs are not to be trusted (a failed row may have left finite nonsense or nothing at
+// all in the page), so they are discarded: these sequences are preempted and computed again without the
+// tainted block, and what they wrote is tainted too. Slices lie in planned order and a reader comes after its
+// writer, so one pass finds them all. A sequence whose own tokens fail will fail again by itself; each round
+// ends one sequence, so it comes to an end. Tainted blocks lose their keys at once and are cleared
+// (zero_blocks) when they are next allocated: a masked position has the weight 0, and 0 times a stale
+// infinity would poison the next holder. Finite leftovers are harmless, so no other block is ever cleared:
+// fresh pages are zero.
 #include <algorithm>
 #include <utility>
 
@@ -41,24 +43,30 @@ Status CheckRequest(const EngineOptions& options, const Request& request) {
   RETURN_IF_ERROR(CheckIds(options, "allowed_token_ids", sampling.allowed_token_ids));
   RETURN_IF_ERROR(CheckIds(options, "stop_token_ids", sampling.stop_token_ids));
   for (const auto& word : sampling.bad_words) RETURN_IF_ERROR(CheckIds(options, "bad_words", word));
-  for (const TokenBias& bias : sampling.logit_bias) RETURN_IF_ERROR(CheckIds(options, "logit_bias", {bias.token}));
+  for (const TokenBias& bias : sampling.logit_bias)
+    RETURN_IF_ERROR(CheckIds(options, "logit_bias", {bias.token}));
 
   const int64_t room = options.max_model_len - (sampling.max_tokens > 0 ? 1 : 0);
   if (num_prompt > room) {
-    return Invalid("the prompt has {} tokens, this model's maximum context length is {} tokens and at least {} must "
-                   "be left for the answer", num_prompt, options.max_model_len, options.max_model_len - room);
+    return Invalid(
+        "the prompt has {} tokens, this model's maximum context length is {} tokens and at least {} must "
+        "be left for the answer",
+        num_prompt, options.max_model_len, options.max_model_len - room);
   }
   if (!options.enable_chunked_prefill && num_prompt > options.max_num_batched_tokens) {
-    return Invalid("the prompt has {} tokens, but without chunked prefill a step holds at most {} "
-                   "(max_num_batched_tokens)", num_prompt, options.max_num_batched_tokens);
+    return Invalid(
+        "the prompt has {} tokens, but without chunked prefill a step holds at most {} "
+        "(max_num_batched_tokens)",
+        num_prompt, options.max_num_batched_tokens);
   }
   // The last generated token is never computed: it needs no place in the cache.
   const int64_t num_positions =
       std::min<int64_t>(num_prompt + sampling.max_tokens, options.max_model_len) - 1;
   const int64_t num_blocks = (num_positions + options.block_size - 1) / options.block_size;
   if (num_blocks > options.num_blocks) {
-    return Invalid("prompt ({} tokens) and max_tokens ({}) need {} cache blocks of {} tokens, the cache has {}",
-                   num_prompt, sampling.max_tokens, num_blocks, options.block_size, options.num_blocks);
+    return Invalid(
+        "prompt ({} tokens) and max_tokens ({}) need {} cache blocks of {} tokens, the cache has {}",
+        num_prompt, sampling.max_tokens, num_blocks, options.block_size, options.num_blocks);
   }
   return {};
 }
@@ -74,9 +82,9 @@ Status Scheduler::CheckOutput(const StepOutput& output) const {
     // No failures at all may be left out.
     const bool failures_fit = group.failures.empty() || group.failures.size() == step.sequences.size();
     if (group.rows.size() != step.rows.size() || !failures_fit) {
-      return Fail(ErrorKind::kInternal, "step {}, group {} came back with {} rows and {} failures, {} and {} wanted",
-                  step_.number, i, group.rows.size(), group.failures.size(), step.rows.size(),
-                  step.sequences.size());
+      return Fail(ErrorKind::kInternal,
+                  "step {}, group {} came back with {} rows and {} failures, {} and {} wanted", step_.number,
+                  i, group.rows.size(), group.failures.size(), step.rows.size(), step.sequences.size());
     }
     for (const Slice& slice : groups_[i].slices) {
       const size_t place = static_cast<size_t>(&slice - groups_[i].slices.data());
@@ -84,8 +92,9 @@ Status Scheduler::CheckOutput(const StepOutput& output) const {
       for (int row = slice.first_row; row < slice.first_row + slice.num_rows; ++row) {
         const int32_t token = group.rows[row].token;
         if (token < 0 || token >= options_.vocab_size) {
-          return Fail(ErrorKind::kInternal, "step {}, group {}, row {} came back with token {}, ids are 0 .. {}",
-                      step_.number, i, row, token, options_.vocab_size - 1);
+          return Fail(ErrorKind::kInternal,
+                      "step {}, group {}, row {} came back with token {}, ids are 0 .. {}", step_.number, i,
+                      row, token, options_.vocab_size - 1);
         }
       }
     }
@@ -132,7 +141,8 @@ void Scheduler::CommitGroup(Group& group, const GroupStep& step, GroupOutput& ou
     } else {
       CommitSlice(group.slices[i], step, output, now, events);
     }
-    if (events.size() > num_events && events.back().event.finish != FinishReason::kNone) ended.push_back(&sequence);
+    if (events.size() > num_events && events.back().event.finish != FinishReason::kNone)
+      ended.push_back(&sequence);
   }
   if (any_failure) {
     // Backwards, so that the front of the waiting list keeps their order.
@@ -150,7 +160,8 @@ void Scheduler::CommitGroup(Group& group, const GroupStep& step, GroupOutput& ou
   }
 }
 
-// Says which slices read a block that another one spoilt in this step, and taints what must not be read again.
+// Says which slices read a block that another one spoilt in this step, and taints what must not be read
+// again.
 std::vector<bool> Scheduler::TaintFailures(Group& group, const GroupOutput& output) {
   std::vector<bool> discarded(group.slices.size());
   std::vector<bool> tainted(group.pool.num_blocks());
@@ -211,7 +222,8 @@ TokenEvent Scheduler::MakeEvent(Sequence& sequence, TimeNs now) {
   return event;
 }
 
-void Scheduler::EndAll(FinishReason reason, const Error& error, TimeNs now, std::vector<SequenceEvent>& events) {
+void Scheduler::EndAll(FinishReason reason, const Error& error, TimeNs now,
+                       std::vector<SequenceEvent>& events) {
   open_ = false;
   std::vector<Sequence*> all;
   for (const auto& [key, choices] : requests_) {
@@ -219,7 +231,8 @@ void Scheduler::EndAll(FinishReason reason, const Error& error, TimeNs now, std:
       if (sequence != nullptr) all.push_back(sequence.get());
     }
   }
-  std::ranges::sort(all, {}, [](const Sequence* sequence) { return std::pair(sequence->key(), sequence->choice()); });
+  std::ranges::sort(all, {},
+                    [](const Sequence* sequence) { return std::pair(sequence->key(), sequence->choice()); });
   for (Sequence* sequence : all) {
     TokenEvent event = MakeEvent(*sequence, now);
     event.finish = reason;

@@ -1,5 +1,5 @@
-// The thin shell around the scheduler: one thread, one mutex, and the mail between them. What is under the mutex
-// (Mail) belongs to everybody; what is not belongs to the engine thread.
+// The thin shell around the scheduler: one thread, one mutex, and the mail between them. What is under the
+// mutex (Mail) belongs to everybody; what is not belongs to the engine thread.
 #include "engine/engine.h"
 
 #include <algorithm>
@@ -59,8 +59,8 @@ struct Engine::Content {
   uint64_t last_key = 0;
   std::unordered_map<std::string, uint64_t> keys;  // id -> key of an open request
   std::unordered_map<uint64_t, OpenRequest> open;
-  EngineStats stats;                 // of the scheduler, after the last step
-  int64_t num_submitted = 0;         // sequences in `submissions`
+  EngineStats stats;          // of the scheduler, after the last step
+  int64_t num_submitted = 0;  // sequences in `submissions`
 
   // -- The engine thread's.
   Scheduler scheduler;

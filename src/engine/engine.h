@@ -1,5 +1,5 @@
-// THE FACE of engine/: takes requests, answers with events. One engine thread owns every mutable object behind it
-// and loops Plan -> Run -> Commit. Everything here may be called from any thread.
+// THE FACE of engine/: takes requests, answers with events. One engine thread owns every mutable object
+// behind it and loops Plan -> Run -> Commit. Everything here may be called from any thread.
 #pragma once
 
 #include <atomic>
@@ -17,26 +17,26 @@ namespace tessera {
 
 // Counts are per engine (all groups). Requests = sequences here.
 struct EngineStats {
-  int64_t num_running = 0, num_waiting = 0;   // sequences
-  int64_t num_blocks = 0, num_blocks_used = 0;  // used: referenced by a running sequence
+  int64_t num_running = 0, num_waiting = 0;      // sequences
+  int64_t num_blocks = 0, num_blocks_used = 0;   // used: referenced by a running sequence
   uint64_t prefix_queries = 0, prefix_hits = 0;  // tokens, counted once per sequence
   uint64_t num_preemptions = 0;
   uint64_t prompt_tokens = 0, generation_tokens = 0;
   uint64_t num_steps = 0;
-  TimeNs last_step_end = 0;   // engine clock; 0 before the first step
+  TimeNs last_step_end = 0;  // engine clock; 0 before the first step
 };
 
 struct EngineOptions {
-  int num_groups = 1;              // data-parallel groups
-  int num_blocks = 0;              // per group
+  int num_groups = 1;  // data-parallel groups
+  int num_blocks = 0;  // per group
   int block_size = 128;
-  int max_num_seqs = 256;          // running, per group
+  int max_num_seqs = 256;             // running, per group
   int max_num_batched_tokens = 4096;  // per group and step; below max_num_seqs the last ones of them starve
   int max_model_len = 32768;
   int max_queued_requests = 10000;  // waiting sequences beyond which nothing is accepted
   bool enable_chunked_prefill = true;
   bool enable_prefix_caching = true;
-  int vocab_size = 0;              // ids that may be sampled
+  int vocab_size = 0;  // ids that may be sampled
 };
 
 class Engine {
@@ -46,11 +46,11 @@ class Engine {
   ~Engine();  // aborts what is left
 
   // kExhausted when the queue is full, kUnavailable while draining or after a fatal error, kInvalid (with the
-  // numbers) when the cache can never hold the request, an id is outside the vocabulary, or the request id is in use.
-  // `outbox` gets num_choices sequences' events.
+  // numbers) when the cache can never hold the request, an id is outside the vocabulary, or the request id is
+  // in use. `outbox` gets num_choices sequences' events.
   Status Submit(std::shared_ptr<const Request> request, std::shared_ptr<Outbox> outbox);
-  // Ends the request (or one of its sequences) without further events. Blocks are free before the next step is
-  // planned. Unknown ids are ignored; the id may be used again at once.
+  // Ends the request (or one of its sequences) without further events. Blocks are free before the next step
+  // is planned. Unknown ids are ignored; the id may be used again at once.
   void Cancel(const std::string& request_id);
   void CancelChoice(const std::string& request_id, int choice);
 

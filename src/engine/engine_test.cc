@@ -18,7 +18,8 @@ using test::FakeExecutorOptions;
 constexpr FakeExecutorOptions kCache = {.num_groups = 2, .num_blocks = 64, .block_size = 4, .vocab_size = 50};
 
 // Room for answers that last longer than any test waits.
-constexpr FakeExecutorOptions kLongCache = {.num_groups = 2, .num_blocks = 64, .block_size = 1024, .vocab_size = 50};
+constexpr FakeExecutorOptions kLongCache = {
+    .num_groups = 2, .num_blocks = 64, .block_size = 1024, .vocab_size = 50};
 constexpr int kLong = 30000;
 
 EngineOptions Options() {

@@ -9,7 +9,8 @@ namespace tessera {
 class Executor {
  public:
   virtual ~Executor() = default;
-  // Runs one step on all ranks and waits for it. kUnavailable when a rank is gone. Called by the engine thread.
+  // Runs one step on all ranks and waits for it. kUnavailable when a rank is gone. Called by the engine
+  // thread.
   virtual Result<StepOutput> Run(const Step& step) = 0;
 };
 

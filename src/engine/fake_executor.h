@@ -1,7 +1,8 @@
-// For tests of the engine: hands without arithmetic. Each group has a cache that really stores one token id per
-// position, and the context of a draw is read back through the block table, so that a wrong table, a stale page, a
-// missing zero or a wrong penalty list gives another token. What is drawn is a pure function of that context and of
-// everything in the SamplingRow. Like the model, it writes all rows of a step before it reads any.
+// For tests of the engine: hands without arithmetic. Each group has a cache that really stores one token id
+// per position, and the context of a draw is read back through the block table, so that a wrong table, a
+// stale page, a missing zero or a wrong penalty list gives another token. What is drawn is a pure function of
+// that context and of everything in the SamplingRow. Like the model, it writes all rows of a step before it
+// reads any.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +25,9 @@ struct FakeExecutorOptions {
 class FakeExecutor : public Executor {
  public:
   explicit FakeExecutor(const FakeExecutorOptions& options)
-      : options_(options), pages_(options.num_groups, std::vector<int32_t>(
-                                      static_cast<size_t>(options.num_blocks) * options.block_size, kFresh)) {}
+      : options_(options),
+        pages_(options.num_groups,
+               std::vector<int32_t>(static_cast<size_t>(options.num_blocks) * options.block_size, kFresh)) {}
 
   Result<StepOutput> Run(const Step& step) override {
     StepOutput output;
@@ -42,18 +44,20 @@ class FakeExecutor : public Executor {
 
  private:
   static constexpr int32_t kFresh = -1;    // never written, or cleared
-  static constexpr int32_t kGarbage = -2;  // left by a failed sequence: must be cleared before the page is used
+  static constexpr int32_t kGarbage = -2;  // left by a failed sequence: to be cleared before the page is used
 
   void Complain(std::string what) { complaints_.push_back(std::move(what)); }
 
-  int32_t& Slot(std::vector<int32_t>& pages, const GroupStep& step, const SequenceSlice& slice, int position) {
+  int32_t& Slot(std::vector<int32_t>& pages, const GroupStep& step, const SequenceSlice& slice,
+                int position) {
     const int32_t block = step.block_ids[slice.first_block + position / options_.block_size];
     return pages[static_cast<size_t>(block) * options_.block_size + position % options_.block_size];
   }
 
   void RunGroup(const GroupStep& step, std::vector<int32_t>& pages, GroupOutput& output) {
     for (const int32_t block : step.zero_blocks) {
-      std::fill_n(pages.begin() + static_cast<ptrdiff_t>(block) * options_.block_size, options_.block_size, kFresh);
+      std::fill_n(pages.begin() + static_cast<ptrdiff_t>(block) * options_.block_size, options_.block_size,
+                  kFresh);
     }
     output.failures.resize(step.sequences.size());
     std::set<const int32_t*> written;
@@ -90,8 +94,8 @@ class FakeExecutor : public Executor {
     return hash ^ hash >> 29;
   }
 
-  void Answer(const GroupStep& step, const SequenceSlice& slice, const LogitRow& row, std::vector<int32_t>& pages,
-              RowOutput& output) {
+  void Answer(const GroupStep& step, const SequenceSlice& slice, const LogitRow& row,
+              std::vector<int32_t>& pages, RowOutput& output) {
     const int last = slice.num_computed + row.token - slice.first_token;
     uint64_t hash = 1;
     for (int position = 0; position <= last; ++position) {
@@ -105,7 +109,8 @@ class FakeExecutor : public Executor {
     if (row.num_logprobs < 0) return;
     output.logprob = -static_cast<float>(Mix(hash, static_cast<uint64_t>(output.token)) >> 40);
     for (int k = 0; k < row.num_logprobs; ++k) {
-      output.top.push_back({static_cast<int32_t>(Mix(hash, k) % options_.vocab_size), -static_cast<float>(k)});
+      output.top.push_back(
+          {static_cast<int32_t>(Mix(hash, k) % options_.vocab_size), -static_cast<float>(k)});
     }
   }
 

@@ -1,29 +1,30 @@
-// The canonical draw. This is a specification: every rank computes exactly these expressions, in fp32, without
-// fused operations, flush-to-zero set. n = min(num_tokens, row width); ids at or beyond n do not exist here.
+// The canonical draw. This is a specification: every rank computes exactly these expressions, in fp32,
+// without fused operations, flush-to-zero set. n = min(num_tokens, row width); ids at or beyond n do not
+// exist here.
 //
 //  raw       x[i], i < n; all finite, or the row fails.
-//            logprob(i) = (x[i] - M) - log(L), M = max x + 0 (never -0: which zero a maximum finds is not defined),
+//            logprob(i) = (x[i] - M) - log(L), M = max x + 0 (never -0: which zero a maximum finds is open),
 //            L = 64-lane sum over ids of exp(x[i] - M).
-//  order     "better": the greater value; among equal ones (-0 equals +0) the lower id. Top lists are the best by x.
+//  order     "better": the greater value; among equal ones (-0 equals +0) the lower id. Top lists: best by x.
 //  masks     y = x. Not in the allowed list: -inf. Forbidden: -inf. Then y[i] = y[i] + bias, in list order.
 //            Grammar mask bit clear: -inf.
 //  penalties Per counted token, repetition r if it occurs in prompt or output: y > 0 ? y / r : y * r. Then
 //            y - frequency * float(count in output). Then y - presence if it occurs in the output.
 //  A row whose y is NaN or +inf somewhere, or -inf everywhere, fails.
 //  greedy    temperature 0: the best by y.
-//  softmax   v[i] = y[i] / temperature; m = max v; p[i] = exp(v[i] - m): not normalised, the likeliest has p = 1.
+//  softmax   v[i] = y[i] / temperature; m = max v; p[i] = exp(v[i] - m): not normalised, the best has p = 1.
 //  min-p     if min_p > 0: v[i] = -inf and p[i] = +0 where p[i] < min(min_p, 1).
 //  top-k     if 0 < top_k < n: the top_k best by v stay, as long as v > -inf.
-//            T = plain sum of their p, best first. Without top-k: T = 64-lane sum of p over ids (after min-p).
-//  top-p     if top_p < 1: in order, best first by v, with running sum C from +0 by plain adds, the shortest prefix
-//            with C >= top_p * T stays, and T = its C. (All stay where the sum never gets there.)
-//  draw      u = 24 bits of word 0 of Philox4x32-10(key = seed, counter = (position, choice, 0, 0)). In the same
-//            order with the same running sum: the first candidate with C > u * T. Rounding may keep C from getting
-//            there: then the last candidate with p > 0.
+//            T = plain sum of their p, best first. Without top-k: T = 64-lane sum of p over ids, after min-p.
+//  top-p     if top_p < 1: in order, best first by v, with running sum C from +0 by plain adds, the shortest
+//            prefix with C >= top_p * T stays, and T = its C. (All stay where the sum never gets there.)
+//  draw      u = 24 bits of word 0 of Philox4x32-10(key = seed, counter = (position, choice, 0, 0)). In the
+//            same order with the same running sum: the first candidate with C > u * T. Rounding may keep C
+//            from getting there: then the last candidate with p > 0.
 //
 // Whole rows are never sorted: the running sum needs the best candidates only, so they are taken in bands of
-// falling value, each band sorted by (value, id) as far as needed. Bands are disjoint value intervals, so that their
-// concatenation is the sorted row.
+// falling value, each band sorted by (value, id) as far as needed. Bands are disjoint value intervals, so
+// that their concatenation is the sorted row.
 #include "engine/sampler.h"
 
 #include <algorithm>
@@ -75,7 +76,8 @@ bool HasAdjustment(const SamplingRow& row) {
 
 void ApplyMasks(const GroupStep& step, const SamplingRow& row, std::span<float> y, std::vector<float>& kept) {
   if (row.allowed_begin >= 0) {
-    const std::span allowed(step.token_lists.begin() + row.allowed_begin, step.token_lists.begin() + row.allowed_end);
+    const std::span allowed(step.token_lists.begin() + row.allowed_begin,
+                            step.token_lists.begin() + row.allowed_end);
     kept.clear();
     for (const int32_t id : allowed) {
       const float* value = At(y, id);

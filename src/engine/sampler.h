@@ -1,5 +1,5 @@
-// One draw from one row of logits, and its logprobs, by numerics.md "sampling" and "logprob". Pure: the same row
-// gives the same bits on every rank and instruction set. Runs where the logits are.
+// One draw from one row of logits, and its logprobs, by numerics.md "sampling" and "logprob". Pure: the same
+// row gives the same bits on every rank and instruction set. Runs where the logits are.
 #pragma once
 
 #include <span>
@@ -15,8 +15,8 @@ class Sampler {
   // `num_tokens`: ids at or above it (padding rows of the head) are -inf before anything else.
   Sampler(const kernels::Kernels& kernels, int num_tokens) : kernels_(kernels), num_tokens_(num_tokens) {}
 
-  // `logits` [vocab_size] may be overwritten. False when a logit is not finite, before or after bias and penalties,
-  // or when masks leave no token at all; `output` is then empty. One thread per object.
+  // `logits` [vocab_size] may be overwritten. False when a logit is not finite, before or after bias and
+  // penalties, or when masks leave no token at all; `output` is then empty. One thread per object.
   bool Sample(const GroupStep& step, const LogitRow& row, std::span<float> logits, RowOutput& output);
 
  private:
@@ -25,8 +25,8 @@ class Sampler {
     int32_t token;
   };
   struct Prefix {
-    size_t size = 0;   // candidates, best first
-    float total = 0;   // mass the draw is relative to
+    size_t size = 0;  // candidates, best first
+    float total = 0;  // mass the draw is relative to
   };
   static bool IsBetter(const Candidate& a, const Candidate& b) {
     return a.value > b.value || (a.value == b.value && a.token < b.token);
@@ -41,12 +41,12 @@ class Sampler {
 
   const kernels::Kernels& kernels_;
   const int num_tokens_;
-  std::vector<float> adjusted_;        // the row after masks, bias, penalties and temperature
+  std::vector<float> adjusted_;  // the row after masks, bias, penalties and temperature
   std::vector<float> scratch_;
   std::vector<Candidate> candidates_;  // best first up to num_sorted_
   std::vector<float> weights_;         // of the sorted candidates
   size_t num_sorted_ = 0;
-  float band_bottom_ = 0;              // candidates below this value were not collected yet
+  float band_bottom_ = 0;  // candidates below this value were not collected yet
 };
 
 }  // namespace tessera

@@ -1,5 +1,5 @@
-// The sampler against its own specification, written naively over fully sorted rows, on every instruction set; and
-// cases whose answer is known by hand.
+// The sampler against its own specification, written naively over fully sorted rows, on every instruction
+// set; and cases whose answer is known by hand.
 #include "engine/sampler.h"
 
 #include <gtest/gtest.h>
@@ -18,12 +18,15 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-const kernels::Kernels& Scalar() { return **kernels::ForIsa(kernels::Isa::kScalar); }
+const kernels::Kernels& Scalar() {
+  return **kernels::ForIsa(kernels::Isa::kScalar);
+}
 
 // sampler.cc's comment, line by line.
 class NaiveSampler {
  public:
-  NaiveSampler(const GroupStep& step, const SamplingRow& row, std::vector<float> x) : step_(step), row_(row), y_(std::move(x)) {}
+  NaiveSampler(const GroupStep& step, const SamplingRow& row, std::vector<float> x)
+      : step_(step), row_(row), y_(std::move(x)) {}
 
   int32_t Draw() {
     Adjust();
@@ -42,7 +45,8 @@ class NaiveSampler {
     float total = Sum64(p);
     std::vector<int32_t> order(n);
     std::iota(order.begin(), order.end(), 0);
-    std::ranges::stable_sort(order, [&](int32_t a, int32_t b) { return y_[a] > y_[b]; });
+    std::ranges::sort(order,
+                      [&](int32_t a, int32_t b) { return y_[a] > y_[b] || (y_[a] == y_[b] && a < b); });
     std::erase_if(order, [&](int32_t id) { return y_[id] == kMinusInfinity; });
     if (row_.top_k > 0 && row_.top_k < n) {
       if (order.size() > static_cast<size_t>(row_.top_k)) order.resize(row_.top_k);
@@ -155,7 +159,8 @@ Case RandomCase(uint64_t seed) {
     row.counts_end = static_cast<int32_t>(step.counts.size());
   }
   if (random.Below(3) == 0) {
-    for (int i = 0; i < 5; ++i) step.biases.push_back({static_cast<int32_t>(random.Below(n)), random.Unit() * 8 - 4});
+    for (int i = 0; i < 5; ++i)
+      step.biases.push_back({static_cast<int32_t>(random.Below(n)), random.Unit() * 8 - 4});
     row.bias_end = 5;
   }
   if (random.Below(3) == 0) {
@@ -164,7 +169,8 @@ Case RandomCase(uint64_t seed) {
   }
   if (random.Below(4) == 0) {
     row.allowed_begin = static_cast<int32_t>(step.token_lists.size());
-    for (uint32_t i = 0; i < 1 + n / 2; ++i) step.token_lists.push_back(static_cast<int32_t>(random.Below(n)));
+    for (uint32_t i = 0; i < 1 + n / 2; ++i)
+      step.token_lists.push_back(static_cast<int32_t>(random.Below(n)));
     row.allowed_end = static_cast<int32_t>(step.token_lists.size());
   }
   step.sampling.push_back(row);
@@ -193,7 +199,8 @@ TEST_P(SamplerTest, LogprobsAreRawAndTopIsSorted) {
     const float log_sum = Scalar().log(Scalar().exp_sum(raw.data(), n, max, nullptr));
     std::vector<int32_t> order(n);
     std::iota(order.begin(), order.end(), 0);
-    std::ranges::stable_sort(order, [&](int32_t a, int32_t b) { return raw[a] > raw[b]; });
+    std::ranges::sort(order,
+                      [&](int32_t a, int32_t b) { return raw[a] > raw[b] || (raw[a] == raw[b] && a < b); });
     Sampler sampler(*kernels_, n);
     RowOutput output;
     if (!sampler.Sample(test.step, {.sampling = 0, .num_logprobs = 7}, test.logits, output)) continue;
@@ -251,7 +258,8 @@ TEST_P(SamplerTest, RefusesWhatIsNotFinite) {
   Sampler sampler(*kernels_, 40);
   GroupStep step;
   step.sampling.push_back({.temperature = 0});
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), kMinusInfinity}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), kMinusInfinity}) {
     for (const int place : {0, 15, 16, 39}) {
       std::vector<float> logits(40, 1.0f);
       logits[place] = bad;

@@ -17,8 +17,8 @@ constexpr int64_t kMaxPromptLogits = int64_t{64} << 20;
 
 Scheduler::Scheduler(const EngineOptions& options)
     : options_(options),
-      max_prompt_rows_(static_cast<int>(std::clamp<int64_t>(kMaxPromptLogits / std::max(options.vocab_size, 1), 1,
-                                                            options.max_num_batched_tokens))) {
+      max_prompt_rows_(static_cast<int>(std::clamp<int64_t>(
+          kMaxPromptLogits / std::max(options.vocab_size, 1), 1, options.max_num_batched_tokens))) {
   CHECK_GT(options.num_groups, 0);
   CHECK_GT(options.block_size, 0);
   CHECK_GT(options.max_num_seqs, 0);
@@ -90,8 +90,8 @@ const Step& Scheduler::Plan(TimeNs now) {
       PlanWaiting(group, step, now);
       if (group.slices.empty()) PlanRunning(group, step);
     }
-    // A group with work always moves: the first running sequence finds blocks by preempting the others, and the
-    // head of the waiting list fits an empty pool (CheckRequest).
+    // A group with work always moves: the first running sequence finds blocks by preempting the others, and
+    // the head of the waiting list fits an empty pool (CheckRequest).
     CHECK(!group.slices.empty() || (group.running.empty() && group.waiting.empty()));
   }
   return step_;
@@ -110,8 +110,8 @@ void Scheduler::PlanRunning(Group& group, GroupStep& step) {
   }
 }
 
-// Preempts from the end of the running list until `num_blocks` are free. False when `sequence` itself had to go.
-// Sequences behind it have no slice in this step yet, so no planned work is lost.
+// Preempts from the end of the running list until `num_blocks` are free. False when `sequence` itself had to
+// go. Sequences behind it have no slice in this step yet, so no planned work is lost.
 bool Scheduler::MakeRoom(Group& group, const Sequence& sequence, int num_blocks) {
   while (group.pool.num_free() < num_blocks) {
     Sequence& last = *group.running.back();
@@ -146,8 +146,8 @@ bool Scheduler::Admit(Group& group, GroupStep& step, TimeNs now) {
   if (!options_.enable_chunked_prefill && !fits_whole && !never_fits) return false;
   const int num_tokens = NumTokens(group, sequence, rest);
   if (num_tokens == 0) return false;
-  // All blocks of the known tokens must be free, not just those of this chunk: a sequence that cannot be finished
-  // would only be preempted again.
+  // All blocks of the known tokens must be free, not just those of this chunk: a sequence that cannot be
+  // finished would only be preempted again.
   const auto is_free = [&](int32_t block) { return group.pool.references(block) == 0; };
   const int num_free = group.pool.num_free() - static_cast<int>(std::ranges::count_if(cached_, is_free));
   if (NumBlocks(sequence.num_wanted()) - num_hits > num_free) return false;

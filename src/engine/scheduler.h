@@ -1,15 +1,16 @@
-// Which sequences run next, and what their outputs mean. Pure: no clock, thread or socket; the same calls give the
-// same steps and events. One owner thread (the engine's) calls Plan, carries the step out, and calls Commit.
+// Which sequences run next, and what their outputs mean. Pure: no clock, thread or socket; the same calls
+// give the same steps and events. One owner thread (the engine's) calls Plan, carries the step out, and calls
+// Commit.
 //
-// A step hands out one budget of tokens per group. Running sequences come first, in list order; if blocks run out
-// the last of them is preempted: it gives its blocks back and goes to the front of the waiting list, to be
-// recomputed. Then waiting sequences are admitted in order, nobody passes the head, unless one was preempted in
-// this step; admission never preempts. Without chunked prefill a prompt runs whole, and steps that admit run
-// nothing else (prefill first).
+// A step hands out one budget of tokens per group. Running sequences come first, in list order; if blocks run
+// out the last of them is preempted: it gives its blocks back and goes to the front of the waiting list, to
+// be recomputed. Then waiting sequences are admitted in order, nobody passes the head, unless one was
+// preempted in this step; admission never preempts. Without chunked prefill a prompt runs whole, and steps
+// that admit run nothing else (prefill first).
 //
-// Prefix cache: a block is published when it fills, in the plan of the very step that fills it, so that sequences
-// later in the same step share it. The model writes all rows of a layer before it attends, and slices of a step lie
-// in the order they were planned: who reads comes after who writes.
+// Prefix cache: a block is published when it fills, in the plan of the very step that fills it, so that
+// sequences later in the same step share it. The model writes all rows of a layer before it attends, and
+// slices of a step lie in the order they were planned: who reads comes after who writes.
 #pragma once
 
 #include <list>
@@ -27,8 +28,8 @@
 
 namespace tessera {
 
-// kInvalid, with the numbers, when the request could never run under these options: ids outside the vocabulary, a
-// prompt that leaves no room, a cache or a budget too small for it. Any thread.
+// kInvalid, with the numbers, when the request could never run under these options: ids outside the
+// vocabulary, a prompt that leaves no room, a cache or a budget too small for it. Any thread.
 Status CheckRequest(const EngineOptions& options, const Request& request);
 
 struct SequenceEvent {
@@ -46,14 +47,15 @@ class Scheduler {
   // Queues the request's sequences, each to the group with the fewest. `key` names the request from now on.
   // REQUIRES: CheckRequest passed, the key is new, and no plan is open.
   void Add(uint64_t key, std::shared_ptr<const Request> request);
-  // Ends without an event; blocks are free at once. Unknown or ended ones are ignored. REQUIRES: no plan is open.
+  // Ends without an event; blocks are free at once. Unknown or ended ones are ignored. REQUIRES: no plan is
+  // open.
   void Cancel(uint64_t key);
   void CancelChoice(uint64_t key, int choice);
   // Nothing waits or runs.
   bool idle() const { return requests_.empty(); }
 
-  // The next step of all groups; valid until the next Plan. It is open until Commit, Abandon or EndAll. Without
-  // tokens there is nothing to carry out: commit an empty StepOutput.
+  // The next step of all groups; valid until the next Plan. It is open until Commit, Abandon or EndAll.
+  // Without tokens there is nothing to carry out: commit an empty StepOutput.
   const Step& Plan(TimeNs now);
   // kInternal when the output has not the shape the open step asks for.
   Status CheckOutput(const StepOutput& output) const;
@@ -114,8 +116,8 @@ class Scheduler {
   const int max_prompt_rows_;  // per group and step
   std::vector<Group> groups_;
   std::unordered_map<uint64_t, Choices> requests_;
-  std::vector<Sequence*> workless_;      // end at the next commit
-  std::vector<int32_t> cached_;          // FindCached's answer: the blocks of the longest cached prefix
+  std::vector<Sequence*> workless_;  // end at the next commit
+  std::vector<int32_t> cached_;      // FindCached's answer: the blocks of the longest cached prefix
   Step step_;
   bool open_ = false;
   EngineStats stats_;

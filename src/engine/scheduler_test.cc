@@ -1,4 +1,5 @@
-// What the scheduler plans, step by step, as tables; and what it says about outputs. The simulation has the rest.
+// What the scheduler plans, step by step, as tables; and what it says about outputs. The simulation has the
+// rest.
 #include "engine/scheduler.h"
 
 #include <gtest/gtest.h>
@@ -145,15 +146,15 @@ TEST(Scheduler, PreemptsTheLastAndAdmitsNobodyInThatStep) {
   bench.Add(Prompt(0, 7, 9));
   bench.Add(Prompt(50, 7, 9));
   bench.Add(Prompt(90, 1, 1));
-  EXPECT_EQ(bench.Run(), "0+7 0+7 ");    // two blocks each: the pool is full
+  EXPECT_EQ(bench.Run(), "0+7 0+7 ");  // two blocks each: the pool is full
   EXPECT_EQ(bench.Run(), "7+1 7+1 ");
-  EXPECT_EQ(bench.Run(), "8+1 ");        // the first needs a third block: the second is preempted
+  EXPECT_EQ(bench.Run(), "8+1 ");  // the first needs a third block: the second is preempted
   EXPECT_EQ(bench.scheduler.stats().num_preemptions, 1u);
   EXPECT_EQ(bench.scheduler.stats().num_waiting, 2);
-  EXPECT_EQ(bench.Run(), "9+1 ");        // the preempted one is the head; nobody passes it
+  EXPECT_EQ(bench.Run(), "9+1 ");  // the preempted one is the head; nobody passes it
   for (int i = 0; i < 5; ++i) bench.Run();
   EXPECT_EQ(bench.step.groups[0].sequences[0].num_computed, 14);
-  EXPECT_EQ(bench.Run(), "0+9 0+1 ");    // prompt and both tokens again
+  EXPECT_EQ(bench.Run(), "0+9 0+1 ");  // prompt and both tokens again
 }
 
 TEST(Scheduler, GroupsTakeTurnsAndIdleGroupsAreEmpty) {
@@ -209,8 +210,9 @@ DrawState NextDraw(const Step& step) {
   const GroupStep& group = step.groups[0];
   const SamplingRow& row = group.sampling[0];
   const auto list = [&](int begin, int end) {
-    return begin < 0 ? std::vector<int32_t>{}
-                     : std::vector<int32_t>(group.token_lists.begin() + begin, group.token_lists.begin() + end);
+    return begin < 0
+               ? std::vector<int32_t>{}
+               : std::vector<int32_t>(group.token_lists.begin() + begin, group.token_lists.begin() + end);
   };
   DrawState state{.forbidden = list(row.forbidden_begin, row.forbidden_end),
                   .allowed = list(row.allowed_begin, row.allowed_end),
@@ -275,7 +277,9 @@ TEST(Scheduler, EndsInTheOrderEosStopLength) {
       {"length", {.max_tokens = 1}, FinishReason::kLength, -1},
       {"ignored eos", {.max_tokens = 1, .ignore_eos = true, .eos_ids = {7}}, FinishReason::kLength, -1},
       {"ignored eos still stops by id",
-       {.max_tokens = 9, .ignore_eos = true, .eos_ids = {7}, .stop_token_ids = {7}}, FinishReason::kStop, 7},
+       {.max_tokens = 9, .ignore_eos = true, .eos_ids = {7}, .stop_token_ids = {7}},
+       FinishReason::kStop,
+       7},
       {"goes on", {.max_tokens = 2}, FinishReason::kNone, -1},
       {"not before min_tokens", {.max_tokens = 3, .min_tokens = 1, .eos_ids = {8}}, FinishReason::kNone, -1},
   };
@@ -312,7 +316,8 @@ TEST(Scheduler, RefusesWhatCanNeverRun) {
     return status ? std::string() : status.error().message;
   };
   EXPECT_EQ(why(Prompt(0, 60, 5)), "");  // 64 positions: the last token needs none
-  EXPECT_EQ(why(Prompt(0, 60, 6)), "prompt (60 tokens) and max_tokens (6) need 5 cache blocks of 16 tokens, the cache has 4");
+  EXPECT_EQ(why(Prompt(0, 60, 6)),
+            "prompt (60 tokens) and max_tokens (6) need 5 cache blocks of 16 tokens, the cache has 4");
   EXPECT_NE(why(Prompt(0, 1024, 1)).find("maximum context length is 1024"), std::string::npos);
   auto foreign = Prompt(0, 3);
   foreign->prompt[1] = kVocabSize;

@@ -9,21 +9,26 @@
 namespace tessera {
 namespace {
 
-bool Contains(const std::vector<int32_t>& ids, int32_t id) { return std::ranges::find(ids, id) != ids.end(); }
+bool Contains(const std::vector<int32_t>& ids, int32_t id) {
+  return std::ranges::find(ids, id) != ids.end();
+}
 
 bool HasPenalty(const SamplingParams& sampling) {
-  return sampling.repetition_penalty != 1 || sampling.frequency_penalty != 0 || sampling.presence_penalty != 0;
+  return sampling.repetition_penalty != 1 || sampling.frequency_penalty != 0 ||
+         sampling.presence_penalty != 0;
 }
 
 }  // namespace
 
-Sequence::Sequence(uint64_t key, std::shared_ptr<const Request> request, int choice, int group, int max_model_len)
+Sequence::Sequence(uint64_t key, std::shared_ptr<const Request> request, int choice, int group,
+                   int max_model_len)
     : key_(key),
       request_(std::move(request)),
       choice_(choice),
       group_(group),
-      max_known_(static_cast<int>(std::min<int64_t>(
-          int64_t{num_prompt()} + sampling().max_tokens, max_model_len))) {}
+      max_known_(
+          static_cast<int>(std::min<int64_t>(int64_t{num_prompt()} + sampling().max_tokens, max_model_len))) {
+}
 
 void Sequence::Advance(SequenceChange change) {
   switch (change) {

@@ -1,5 +1,6 @@
-// One answer being written: a request's choice, how far it is computed, which blocks it holds and when it ends. It
-// moves between three states by Advance and nowhere else. It decides nothing about others: that is the scheduler's.
+// One answer being written: a request's choice, how far it is computed, which blocks it holds and when it
+// ends. It moves between three states by Advance and nowhere else. It decides nothing about others: that is
+// the scheduler's.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ class Sequence {
 
   const Request& request() const { return *request_; }
   const SamplingParams& sampling() const { return request_->sampling; }
-  uint64_t key() const { return key_; }      // of the request, given by the caller of Scheduler::Add
+  uint64_t key() const { return key_; }  // of the request, given by the caller of Scheduler::Add
   int choice() const { return choice_; }
   int group() const { return group_; }
 
@@ -41,8 +42,8 @@ class Sequence {
   int32_t token(int position) const {
     return position < num_prompt() ? request_->prompt[position] : output_[position - num_prompt()];
   }
-  // Tokens to compute before the sequence draws again or ends. Without generation the last prompt token is not
-  // needed: the logprob of prompt token i comes from position i - 1.
+  // Tokens to compute before the sequence draws again or ends. Without generation the last prompt token is
+  // not needed: the logprob of prompt token i comes from position i - 1.
   int num_wanted() const { return prompt_only() ? num_prompt() - 1 : num_known(); }
   bool prompt_only() const { return sampling().max_tokens == 0; }
   // Ends without any computation.
@@ -52,21 +53,23 @@ class Sequence {
   // The next position whose logits tell a prompt token's logprob; num_prompt() - 1 when all are there.
   int next_prompt_row() const { return next_prompt_row_; }
   bool owes_prompt_rows() const { return wants_prompt_rows() && next_prompt_row_ < num_prompt() - 1; }
-  // Leading tokens that need not be computed again if their pages are found: at least one token of each answer is,
-  // and every position whose prompt logprob is still owed.
+  // Leading tokens that need not be computed again if their pages are found: at least one token of each
+  // answer is, and every position whose prompt logprob is still owed.
   int max_cached() const;
 
-  // The key of full block `index`. Computed once, when first asked for; REQUIRES: the block's tokens are known.
+  // The key of full block `index`. Computed once, when first asked for; REQUIRES: the block's tokens are
+  // known.
   const BlockKey& block_key(int index, int block_size);
 
-  // Appends the token just drawn and says whether it ends the sequence: EOS, then stop_token_ids, then length.
+  // Appends the token just drawn and says whether it ends the sequence: EOS, then stop_token_ids, then
+  // length.
   FinishReason Accept(int32_t token);
   int32_t stop_token() const { return stop_token_; }
   void AcceptPromptRow(RowOutput row);
   std::vector<RowOutput> TakePromptRows() { return std::move(prompt_rows_); }
 
-  // Penalty state: one entry per token id that occurs, prompt tokens only where a repetition penalty asks for them;
-  // empty without penalties. In order of first occurrence.
+  // Penalty state: one entry per token id that occurs, prompt tokens only where a repetition penalty asks for
+  // them; empty without penalties. In order of first occurrence.
   const std::vector<TokenCount>& counts() const { return counts_; }
 
   // Owned by the scheduler, which keeps them in step with the block pool and its lists.
@@ -74,7 +77,7 @@ class Sequence {
   int num_computed = 0;
   bool event_sent = false;
   bool was_admitted = false;
-  int32_t num_cached = 0;       // prompt tokens found in the prefix cache at the first admission
+  int32_t num_cached = 0;  // prompt tokens found in the prefix cache at the first admission
   TimeNs first_scheduled = 0;
   std::list<Sequence*>::iterator waiting_place;  // valid while in a waiting list
 

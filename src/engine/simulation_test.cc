@@ -1,6 +1,6 @@
-// The scheduler in a virtual world: seeded arrivals, cancels, tiny pools, every option, failing sequences, on a
-// virtual clock with hands that check every page they read. Whatever happens around a request, it ends exactly once
-// and with exactly what it answers when it runs alone.
+// The scheduler in a virtual world: seeded arrivals, cancels, tiny pools, every option, failing sequences, on
+// a virtual clock with hands that check every page they read. Whatever happens around a request, it ends
+// exactly once and with exactly what it answers when it runs alone.
 //
 // TESSERA_SIMULATION_SEEDS=n runs n seeds, TESSERA_SIMULATION_SEED=s replays one.
 #include <gtest/gtest.h>
@@ -20,7 +20,19 @@ namespace {
 
 using test::FakeExecutor;
 
+// About two seconds; sanitizers make it ten times slower.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define TESSERA_UNDER_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define TESSERA_UNDER_SANITIZER 1
+#endif
+#endif
+#ifdef TESSERA_UNDER_SANITIZER
+constexpr int kDefaultSeeds = 1000;
+#else
 constexpr int kDefaultSeeds = 5000;
+#endif
 constexpr int kVocabSize = 40;
 constexpr int32_t kEos = 0, kPoison = 39;
 
@@ -59,7 +71,8 @@ EngineOptions RandomOptions(RandomStream& random) {
   options.num_groups = 1 + static_cast<int>(random.Below(4));
   options.block_size = 1 << random.Below(4);
   options.max_model_len = 40;
-  options.num_blocks = 40 / options.block_size + 1 + static_cast<int>(random.Below(60 / options.block_size + 1));
+  options.num_blocks =
+      40 / options.block_size + 1 + static_cast<int>(random.Below(60 / options.block_size + 1));
   options.max_num_seqs = 1 + static_cast<int>(random.Below(6));
   options.max_num_batched_tokens =
       random.Below(4) == 0 ? 200 : options.max_num_seqs + static_cast<int>(random.Below(30));
@@ -75,9 +88,11 @@ Request RandomRequest(RandomStream& random, uint64_t key, bool allow_poison) {
   // Prompts branch off few shared beginnings, so that prefixes meet in the cache.
   RandomStream shared(random.Below(2), 1);
   const int num_shared = static_cast<int>(random.Below(20));
-  for (int i = 0; i < num_shared; ++i) request.prompt.push_back(1 + static_cast<int32_t>(shared.Below(kVocabSize - 2)));
+  for (int i = 0; i < num_shared; ++i)
+    request.prompt.push_back(1 + static_cast<int32_t>(shared.Below(kVocabSize - 2)));
   const int num_own = static_cast<int>(random.Below(8)) + (num_shared == 0);
-  for (int i = 0; i < num_own; ++i) request.prompt.push_back(1 + static_cast<int32_t>(random.Below(kVocabSize - 2)));
+  for (int i = 0; i < num_own; ++i)
+    request.prompt.push_back(1 + static_cast<int32_t>(random.Below(kVocabSize - 2)));
   if (allow_poison && random.Below(6) == 0) request.prompt[random.Below(request.prompt.size())] = kPoison;
   if (random.Below(5) == 0) request.cache_salt = "salt";
   request.num_choices = random.Below(4) == 0 ? 1 + static_cast<int>(random.Below(4)) : 1;

@@ -8,7 +8,9 @@
 namespace tessera {
 namespace {
 
-int32_t Size(const auto& array) { return static_cast<int32_t>(array.size()); }
+int32_t Size(const auto& array) {
+  return static_cast<int32_t>(array.size());
+}
 
 void Append(std::span<const int32_t> ids, std::vector<int32_t>& list) {
   list.insert(list.end(), ids.begin(), ids.end());
