@@ -103,12 +103,21 @@ std::string HashOf(const Cell& cell, const LoadedModel& model) {
   options.engine.max_num_batched_tokens = cell.chunk == 0 ? 4096 : std::max(cell.chunk, cell.batch);
   options.engine.enable_prefix_caching = cell.prefix != 0;
   // The longest request alone needs 22 blocks.
-  options.engine.num_blocks = cell.preempt ? 24 : 400;
+  options.engine.num_blocks = cell.preempt ? 25 : 400;
   World world(model, options);
   std::vector<Request> together = fixed;
   if (cell.batch == 64) {
     for (Request& stranger : Strangers(56, 9)) together.push_back(std::move(stranger));
     std::rotate(together.begin(), together.begin() + 30, together.end());
+  }
+  if (cell.preempt) {
+    // Strangers that grow for long beside everybody: admission fills the small pool, growth takes blocks back.
+    std::vector<Request> growing = Strangers(3, 5);
+    for (Request& stranger : growing) {
+      stranger.id += "-growing";
+      stranger.sampling.max_tokens = 90;
+      together.insert(together.begin(), std::move(stranger));
+    }
   }
   if (cell.prefix != 0) world.Run(together);
   if (cell.prefix == 2) world.Run(Strangers(cell.preempt ? 3 : 40, 90));
