@@ -169,6 +169,12 @@ TEST(Scheduler, GroupsTakeTurnsAndIdleGroupsAreEmpty) {
   four->num_choices = 4;
   bench.Add(four);
   EXPECT_EQ(bench.Run(), "5+1 0+7 | 6+1 0+7 | 0+7 0+7 ");
+  // The idle group got the first choice, then the first of the least loaded ones in turn.
+  const auto choice = [&](int group, int row) { return bench.step.groups[group].sampling[row].choice; };
+  EXPECT_EQ(choice(2, 0), 0u);
+  EXPECT_EQ(choice(0, 1), 1u);
+  EXPECT_EQ(choice(1, 1), 2u);
+  EXPECT_EQ(choice(2, 1), 3u);
 }
 
 TEST(Scheduler, PromptAloneRunsOnlyWhatLogprobsNeed) {
