@@ -1,0 +1,75 @@
+// See collect_env.h.
+#include "cli/collect_env.h"
+
+#include <sys/utsname.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "base/file.h"
+#include "base/format.h"
+#include "base/memory.h"
+#include "base/threads.h"
+#include "cli/assembly.h"
+#include "cli/flags.h"
+#include "kernels/kernels.h"
+
+namespace tessera::cli {
+namespace {
+
+// The value behind `key` in a "key : value" or "key=value" file of the system.
+std::string Look(const std::string& path, std::string_view key) {
+  const auto text = ReadFile(path);
+  if (!text) return "unknown";
+  size_t begin = text->find(key);
+  if (begin == std::string::npos) return "unknown";
+  begin += key.size();
+  begin = text->find_first_not_of(" \t:=\"", begin);
+  const size_t end = std::min(text->find_first_of("\"\n", begin), text->size());
+  return text->substr(begin, end - begin);
+}
+
+std::string InstructionSets() {
+  std::string names;
+  for (const auto isa : {kernels::Isa::kScalar, kernels::Isa::kAvx2, kernels::Isa::kAvx512, kernels::Isa::kAvx512Bf16}) {
+    if (kernels::ForIsa(isa)) names += (names.empty() ? "" : ", ") + std::string(kernels::IsaName(isa));
+  }
+  return names;
+}
+
+}  // namespace
+
+int RunCollectEnv(std::span<const std::string> arguments) {
+  const FlagTable table{.command = "tessera collect-env", .summary = "Prints what a bug report needs.", .flags = {}};
+  const auto parsed = ParseFlags(table, arguments);
+  if (!parsed) {
+    fmt::print(stderr, "tessera collect-env: {}\n", parsed.error().message);
+    return 2;
+  }
+  if (parsed->help) {
+    fmt::print("{}", HelpText(table));
+    return 0;
+  }
+  utsname system = {};
+  uname(&system);
+  const auto line = [](std::string_view name, std::string_view value) { fmt::print("{:<20}{}\n", name, value); };
+  line("tessera", TESSERA_VERSION);
+  line("numerics", "tessera-1");
+  line("compiler", __VERSION__);
+  line("system", Look("/etc/os-release", "PRETTY_NAME"));
+  line("kernel", Format("{} {} {}", system.sysname, system.release, system.machine));
+  line("processor", Look("/proc/cpuinfo", "model name"));
+  line("cores to use", Format("{}", AvailableCores()));
+  line("instruction sets", InstructionSets());
+  line("memory limit", BytesText(MemoryLimitBytes()));
+  line("memory available", BytesText(MemoryAvailableBytes()));
+  line("huge pages", Look("/sys/kernel/mm/transparent_hugepage/enabled", ""));
+  for (const char* name : {"TESSERA_ISA", "MINDFORMERS_MODEL_CONFIG", "vLLM_MODEL_BACKEND", "VLLM_MS_MODEL_BACKEND"}) {
+    const char* value = std::getenv(name);
+    line(name, value == nullptr ? "unset" : value);
+  }
+  line("VLLM_API_KEY", std::getenv("VLLM_API_KEY") == nullptr ? "unset" : "set");
+  return 0;
+}
+
+}  // namespace tessera::cli

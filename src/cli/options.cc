@@ -1,0 +1,322 @@
+// The table of `tessera serve`'s flags, in groups, and the checks across flags. Names and meanings follow vLLM's.
+#include "cli/options.h"
+
+#include <limits>
+#include <utility>
+
+#include "base/file.h"
+#include "base/format.h"
+#include "cli/json.h"
+
+namespace tessera::cli {
+namespace {
+
+constexpr int64_t kUnbounded = std::numeric_limits<int64_t>::max();
+constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+constexpr char kModel[] = "Model";
+constexpr char kScheduler[] = "Scheduler and cache";
+constexpr char kHttp[] = "HTTP";
+constexpr char kAnswers[] = "Answers";
+constexpr char kParallel[] = "Parallelism (not built yet: every degree is 1)";
+constexpr char kNotYet[] = "this is not built yet";
+
+void Append(std::vector<Flag>& table, std::vector<Flag> more) {
+  table.insert(table.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
+}
+
+std::vector<Flag> ModelFlags(EngineFlags& o) {
+  return {
+      {"model", "", TextFlag{&o.model}, "folder of the checkpoint (or the positional argument)", kModel},
+      {"tokenizer", "", TextFlag{&o.tokenizer}, "folder of tokenizer.json; empty: the model's", kModel},
+      {"quantization", "q", TextFlag{&o.quantization},
+       "scheme that the checkpoint must have (ascend, golden-stick); empty: what its tensors say", kModel},
+      {"max-model-len", "", OptionalIntFlag{&o.max_model_len, 1, kMaxInt, true},
+       "limit of prompt plus answer, in tokens (default: the model's max_position_embeddings)", kModel},
+      {"generation-config", "", TextFlag{&o.generation_config},
+       "default sampling: auto (the checkpoint's generation_config.json), vllm (none), or another folder", kModel},
+      {"override-generation-config", "", JsonFlag{&o.override_generation_config},
+       "default sampling on top of that: temperature, top_p, top_k, min_p, repetition_penalty, max_new_tokens", kModel},
+      {"dtype", "", OnlyFlag{{"auto", "bfloat16"}}, "activations are bf16 in tessera-1", kModel},
+      {"load-format", "", OnlyFlag{{"auto", "safetensors"}}, "only safetensors are read", kModel},
+  };
+}
+
+std::vector<Flag> SchedulerFlags(EngineFlags& o) {
+  return {
+      {"max-num-seqs", "", IntFlag{&o.max_num_seqs, 1, 65536}, "sequences that run at once", kScheduler},
+      {"max-num-batched-tokens", "", IntFlag{&o.max_num_batched_tokens, 1, 1 << 20, true}, "tokens of one step",
+       kScheduler},
+      {"block-size", "", IntFlag{&o.block_size, 16, 4096}, "positions of one cache block, a multiple of 16", kScheduler},
+      {"gpu-memory-utilization", "", NumberFlag{&o.gpu_memory_utilization, 0, 1},
+       "share of the memory limit (RAM or cgroup) for weights, workspace and cache together", kScheduler},
+      {"kv-cache-memory-bytes", "", OptionalIntFlag{&o.kv_cache_memory_bytes, 1, kUnbounded, true},
+       "size of the cache instead of that", kScheduler},
+      {"num-gpu-blocks-override", "", OptionalIntFlag{&o.num_gpu_blocks_override, 1, kMaxInt},
+       "blocks of the cache instead of either", kScheduler},
+      {"enable-chunked-prefill", "", BoolFlag{&o.enable_chunked_prefill}, "cut long prompts over several steps", kScheduler},
+      {"enable-prefix-caching", "", BoolFlag{&o.enable_prefix_caching}, "find full blocks of earlier prompts again",
+       kScheduler},
+      {"threads", "", IntFlag{&o.threads, 0, 1024}, "threads that compute; 0: the cores of the cgroup", kScheduler},
+      {"scheduling-policy", "", OnlyFlag{{"fcfs"}}, kNotYet, kScheduler},
+      {"kv-cache-dtype", "", OnlyFlag{{"auto", "bfloat16"}}, "the cache is bf16 in tessera-1", kScheduler},
+      {"stream-interval", "", OnlyFlag{{"1"}}, kNotYet, kScheduler},
+      {"max-num-partial-prefills", "", OnlyFlag{{"1"}}, kNotYet, kScheduler},
+      {"max-long-partial-prefills", "", OnlyFlag{{"1"}}, kNotYet, kScheduler},
+      {"long-prefill-token-threshold", "", OnlyFlag{{"0"}}, kNotYet, kScheduler},
+      {"kv-offloading-size", "", OnlyFlag{{"0"}}, kNotYet, kScheduler},
+      {"cpu-offload-gb", "", OnlyFlag{{"0"}}, "weights are in RAM already", kScheduler},
+  };
+}
+
+std::vector<Flag> HttpFlags(ServeOptions& o) {
+  return {
+      {"host", "", TextFlag{&o.host}, "address to listen on; 0.0.0.0: all interfaces", kHttp},
+      {"port", "", IntFlag{&o.port, 0, 65535}, "1024 to 65535; 0: any free one", kHttp},
+      {"api-key", "", ListFlag{&o.api_key}, "accepted bearer tokens; else VLLM_API_KEY; else open", kHttp},
+      {"max-num-queued-reqs", "", IntFlag{&o.max_num_queued_reqs, 1, 10'000'000},
+       "requests that may wait; more get 429", kHttp},
+      {"max-body-bytes", "", IntFlag{&o.max_body_bytes, 1024, int64_t{1} << 30, true}, "largest request", kHttp},
+      {"shutdown-timeout", "", NumberFlag{&o.shutdown_timeout_s, -1, 86400},
+       "seconds that running requests get after SIGTERM", kHttp},
+      {"enable-request-id-headers", "", BoolFlag{&o.enable_request_id_headers}, "answer with X-Request-Id", kHttp},
+      {"enable-server-load-tracking", "", BoolFlag{&o.enable_server_load_tracking}, "count for /load", kHttp},
+      {"enable-tokenizer-info-endpoint", "", BoolFlag{&o.enable_tokenizer_info_endpoint}, "open /tokenizer_info", kHttp},
+      {"disable-log-stats", "", BoolFlag{&o.disable_log_stats}, "no line of statistics every 5 seconds", kHttp},
+      {"log-level", "", TextFlag{&o.log_level, {"debug", "info", "warning", "error"}}, "least level that is logged", kHttp},
+  };
+}
+
+std::vector<Flag> AnswerFlags(ServeOptions& o) {
+  return {
+      {"served-model-name", "", ListFlag{&o.served_model_name},
+       "names that requests may use, the first stands in answers; none: the model as typed", kAnswers},
+      {"chat-template", "", TextFlag{&o.chat_template}, "Jinja file or text; empty: the checkpoint's", kAnswers},
+      {"chat-template-content-format", "", OnlyFlag{{"auto", "string"}}, "templates get strings", kAnswers},
+      {"default-chat-template-kwargs", "", JsonFlag{&o.default_chat_template_kwargs}, "variables for the template",
+       kAnswers},
+      {"response-role", "", TextFlag{&o.response_role}, "role in chat answers", kAnswers},
+      {"reasoning-parser", "", TextFlag{&o.reasoning_parser, {"auto", "none", "deepseek_r1"}},
+       "splits off the thought; auto: on where the tokenizer has <think> and </think>", kAnswers},
+      {"max-logprobs", "", IntFlag{&o.max_logprobs, 0, 1 << 20}, "largest logprobs of a request", kAnswers},
+      {"logprobs-mode", "", OnlyFlag{{"raw_logprobs"}}, kNotYet, kAnswers},
+      {"enable-prompt-tokens-details", "", BoolFlag{&o.enable_prompt_tokens_details}, "cached tokens in usage", kAnswers},
+      {"enable-force-include-usage", "", BoolFlag{&o.enable_force_include_usage}, "usage in every stream", kAnswers},
+  };
+}
+
+std::vector<Flag> ParallelFlagTable(ParallelFlags& p, std::string& additional_config) {
+  return {
+      {"tensor-parallel-size", "tp", IntFlag{&p.tensor_parallel_size, 1, 4096}, "ranks of one group", kParallel},
+      {"data-parallel-size", "dp", IntFlag{&p.data_parallel_size, 1, 4096}, "groups over all nodes", kParallel},
+      {"data-parallel-size-local", "dpl", OptionalIntFlag{&p.data_parallel_size_local, 0, 4096}, "groups here", kParallel},
+      {"data-parallel-start-rank", "dpr", OptionalIntFlag{&p.data_parallel_start_rank, 0, 4095},
+       "first group of this node", kParallel},
+      {"data-parallel-address", "dpa", TextFlag{&p.data_parallel_address}, "the head node", kParallel},
+      {"data-parallel-rpc-port", "dpp", IntFlag{&p.data_parallel_rpc_port, 1, 65535}, "its control port", kParallel},
+      {"data-parallel-backend", "dpb", TextFlag{&p.data_parallel_backend, {"mp", "ray"}}, "who starts groups", kParallel},
+      {"pipeline-parallel-size", "pp", IntFlag{&p.pipeline_parallel_size, 1, 4096}, "stages", kParallel},
+      {"enable-expert-parallel", "", BoolFlag{&p.enable_expert_parallel}, "spread experts over all ranks", kParallel},
+      {"additional-config", "", JsonFlag{&additional_config}, "one key: expert_parallel", kParallel},
+      {"distributed-executor-backend", "",
+       TextFlag{&p.distributed_executor_backend, {"auto", "mp", "ray", "uni", "external_launcher"}},
+       "who starts ranks", kParallel},
+      {"headless", "", BoolFlag{&p.headless}, "ranks only, no API server", kParallel},
+      {"decode-context-parallel-size", "dcp", OnlyFlag{{"1"}}, kNotYet, kParallel},
+      {"nnodes", "", OnlyFlag{{"1"}}, kNotYet, kParallel},
+      {"node-rank", "", OnlyFlag{{"0"}}, kNotYet, kParallel},
+      {"expert-placement-strategy", "", OnlyFlag{{"linear"}}, kNotYet, kParallel},
+  };
+}
+
+// Accepted, so that launches written for vLLM start; each warns once.
+std::vector<Flag> IgnoredFlags() {
+  std::vector<Flag> table;
+  const auto add = [&](bool has_value, const char* reason, std::vector<const char*> names) {
+    for (const char* name : names) table.push_back({name, "", IgnoredFlag{has_value}, reason, ""});
+  };
+  add(false, "no code of a checkpoint is ever run", {"trust-remote-code"});
+  add(false, "nothing is compiled at start", {"enforce-eager"});
+  add(true, "nothing is compiled at start", {"compilation-config"});
+  add(true, "a request without a seed draws a random one, which is logged", {"seed"});
+  add(true, "preemption recomputes, nothing is swapped", {"swap-space"});
+  add(true, "the model is a folder, it has no revision", {"revision"});
+  add(true, "blocks are hashed one way only", {"prefix-caching-hash-algo"});
+  add(false, "steps are not overlapped", {"async-scheduling"});
+  add(true, "nothing is offloaded", {"kv-offloading-backend"});
+  add(false, "these metrics do not exist here", {"kv-cache-metrics"});
+  add(true, "these metrics do not exist here", {"kv-cache-metrics-sample", "show-hidden-metrics-for-version"});
+  add(false, "there is one engine", {"aggregate-engine-logging"});
+  add(true, "there is one API server", {"api-server-count"});
+  add(false, "request texts are never logged", {"enable-log-requests", "disable-log-requests", "enable-log-outputs"});
+  add(true, "request texts are never logged", {"max-log-len"});
+  add(false, "there is no access log", {"disable-uvicorn-access-log"});
+  add(true, "there is no access log", {"disable-access-log-for-endpoints", "uvicorn-log-level"});
+  add(false, "errors are logged as one line", {"log-error-stack"});
+  add(false, "there are no such pages", {"disable-fastapi-docs"});
+  add(true, "the server's own limits hold", {"h11-max-incomplete-event-size", "h11-max-header-count"});
+  add(true, "answers carry no fingerprint", {"fingerprint-mode", "fingerprint-value"});
+  add(true, "there are no CORS headers", {"allowed-origins", "allowed-methods", "allowed-headers"});
+  add(false, "there are no CORS headers", {"allow-credentials"});
+  add(false, "tools are not built yet", {"exclude-tools-when-tool-choice-none"});
+  add(true, "there is one rank, so nothing is exchanged",
+      {"all2all-backend", "eplb-config", "master-addr", "master-port", "distributed-timeout-seconds",
+       "cpu-distributed-timeout-seconds", "data-parallel-supervisor-port", "dp-supervisor-probe-interval-s",
+       "dp-supervisor-probe-timeout-s", "dp-supervisor-probe-failure-threshold"});
+  add(false, "there is one rank, so nothing is exchanged", {"enable-ep-weight-filter", "enable-dbo"});
+  return table;
+}
+
+std::vector<Flag> RefusedFlags() {
+  std::vector<Flag> table;
+  const auto add = [&](bool has_value, const char* reason, std::vector<const char*> names) {
+    for (const char* name : names) table.push_back({name, "", RefusedFlag{has_value}, reason, ""});
+  };
+  add(true, kNotYet, {"speculative-config", "reasoning-config", "tool-call-parser", "max-num-queued-tokens",
+                      "profiler-config", "kv-transfer-config", "kv-events-config", "uds", "root-path",
+                      "numa-bind-nodes", "numa-bind-cpus"});
+  add(false, kNotYet, {"enable-auto-tool-choice", "trust-request-chat-template", "enable-per-request-metrics",
+                       "tokens-only", "numa-bind"});
+  add(true, "only one group is built yet", {"data-parallel-rank"});
+  add(false, "only one group is built yet", {"data-parallel-hybrid-lb", "data-parallel-external-lb",
+                                             "data-parallel-multi-port-external-lb"});
+  add(false, "only one rank is built yet", {"enable-eplb", "enable-elastic-ep", "enable-fault-tolerance"});
+  add(true, "the server speaks plain HTTP; put a TLS proxy in front",
+      {"ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-ciphers", "ssl-cert-reqs"});
+  add(false, "the server speaks plain HTTP; put a TLS proxy in front", {"enable-ssl-refresh"});
+  add(true, "Python cannot be loaded here", {"tool-parser-plugin", "middleware", "logits-processor-pattern"});
+  add(false, "there is no gRPC server", {"grpc"});
+  add(false, "not supported by Tessera", {"enable-lora", "enable-prompt-embeds"});
+  add(true, "not supported by Tessera", {"lora-modules", "limit-mm-per-prompt", "pooler-config"});
+  return table;
+}
+
+FlagTable ServeTable(ServeOptions& o) {
+  FlagTable table{.command = "tessera serve",
+                  .summary = "Serves a DeepSeek-R1 class checkpoint over the OpenAI API. In names of flags _ and - are\n"
+                             "the same; every switch has a --no- form.",
+                  .positional_name = "MODEL",
+                  .positional = &o.engine.model,
+                  .flags = {},
+                  .takes_config_file = true};
+  Append(table.flags, EngineFlagTable(o.engine));
+  Append(table.flags, HttpFlags(o));
+  Append(table.flags, AnswerFlags(o));
+  Append(table.flags, ParallelFlagTable(o.parallel, o.engine.additional_config));
+  Append(table.flags, IgnoredFlags());
+  Append(table.flags, RefusedFlags());
+  return table;
+}
+
+Status CheckParallelValues(const ParallelFlags& p) {
+  const int64_t local = p.data_parallel_size_local.value_or(p.data_parallel_size);
+  if (local > p.data_parallel_size) {
+    return Invalid("--data-parallel-size-local {} is greater than --data-parallel-size {}", local, p.data_parallel_size);
+  }
+  if (p.data_parallel_start_rank && *p.data_parallel_start_rank >= p.data_parallel_size) {
+    return Invalid("--data-parallel-start-rank {} is outside of 0 to {} (--data-parallel-size {})",
+                   *p.data_parallel_start_rank, p.data_parallel_size - 1, p.data_parallel_size);
+  }
+  if (p.headless && local == 0) return Invalid("--headless with --data-parallel-size-local 0 has nothing to run");
+  return {};
+}
+
+// What is not there yet is refused with one sentence.
+Status RefuseParallel(const ParallelFlags& p, const std::string& additional_config) {
+  const auto refuse = [](std::string_view what) {
+    return Invalid("{}: this version runs one rank in one process; parallel ranks are not built yet", what);
+  };
+  if (p.tensor_parallel_size > 1) return refuse(Format("--tensor-parallel-size {}", p.tensor_parallel_size));
+  if (p.data_parallel_size > 1) return refuse(Format("--data-parallel-size {}", p.data_parallel_size));
+  if (p.pipeline_parallel_size > 1) {
+    return Invalid("--pipeline-parallel-size {}: pipeline parallelism is not supported, wanted 1", p.pipeline_parallel_size);
+  }
+  if (p.headless) return refuse("--headless");
+  if (p.data_parallel_size_local == 0) return refuse("--data-parallel-size-local 0");
+  for (const auto& [name, backend] : {std::pair{"--distributed-executor-backend", &p.distributed_executor_backend},
+                                      std::pair{"--data-parallel-backend", &p.data_parallel_backend}}) {
+    if (*backend == "ray" || *backend == "external_launcher") {
+      return Invalid("{} {}: this version starts no ranks through it, wanted auto, uni or mp", name, *backend);
+    }
+  }
+  ASSIGN_OR_RETURN(const std::string keys, JsonKeys(additional_config));
+  if (keys.empty()) return {};
+  if (keys != "expert_parallel") return Invalid("--additional-config: '{}'; the only known key is expert_parallel", keys);
+  const auto degree = JsonNumber(additional_config, "/expert_parallel");
+  if (degree != 1.0) return refuse(Format("--additional-config {}", additional_config));
+  return {};
+}
+
+Status CheckEnvironment(ServeOptions& o, const std::function<const char*(const char*)>& variable,
+                        std::vector<std::string>& warnings) {
+  if (const char* key = variable("VLLM_API_KEY"); o.api_key.empty() && key != nullptr && *key != '\0') {
+    o.api_key.push_back(key);
+  }
+  for (const char* name : {"vLLM_MODEL_BACKEND", "VLLM_MS_MODEL_BACKEND"}) {
+    const char* value = variable(name);
+    if (value == nullptr || *value == '\0') continue;
+    if (std::string_view(value) != "MindFormers" && std::string_view(value) != "MindONE") {
+      return Invalid("{}: '{}' is not a model backend; wanted MindFormers, MindONE or unset", name, value);
+    }
+  }
+  if (const char* path = variable("MINDFORMERS_MODEL_CONFIG"); path != nullptr && *path != '\0') {
+    if (!FileExists(path)) return Invalid("MINDFORMERS_MODEL_CONFIG: the file '{}' does not exist", path);
+    warnings.push_back(Format("MINDFORMERS_MODEL_CONFIG is set, but this version does not read {}: "
+                              "everything comes from config.json and the flags", path));
+  }
+  return {};
+}
+
+}  // namespace
+
+std::vector<Flag> EngineFlagTable(EngineFlags& flags) {
+  std::vector<Flag> table = ModelFlags(flags);
+  Append(table, SchedulerFlags(flags));
+  return table;
+}
+
+Status CheckEngineFlags(EngineFlags& o, ParsedFlags& parsed) {
+  if (o.model.empty()) return Invalid("no model: name the folder of a checkpoint, e.g. `tessera serve models/tiny-r1`");
+  if (o.block_size % 16 != 0) return Invalid("--block-size: {} is not a multiple of 16", o.block_size);
+  if (!o.enable_chunked_prefill && o.max_model_len && !parsed.Has("max-num-batched-tokens")) {
+    o.max_num_batched_tokens = *o.max_model_len;
+  }
+  if (o.max_num_batched_tokens < o.max_num_seqs) {
+    if (parsed.Has("max-num-seqs")) {
+      return Invalid("--max-num-batched-tokens {} must be greater than or equal to max_num_seqs {}",
+                     o.max_num_batched_tokens, o.max_num_seqs);
+    }
+    o.max_num_seqs = o.max_num_batched_tokens;
+  }
+  RETURN_IF_ERROR(CheckJsonObject(o.override_generation_config));
+  return {};
+}
+
+Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
+                               const std::function<const char*(const char*)>& variable) {
+  ParsedServe result;
+  ServeOptions& o = result.options;
+  // --model and the positional argument share a target: the positional one wins wherever it stands.
+  std::string positional;
+  FlagTable table = ServeTable(o);
+  table.positional = &positional;
+  result.help_text = HelpText(table);
+  ASSIGN_OR_RETURN(ParsedFlags parsed, ParseFlags(table, arguments));
+  result.help = parsed.help;
+  if (parsed.help) return result;
+  if (!positional.empty()) {
+    if (!o.engine.model.empty() && o.engine.model != positional) {
+      parsed.warnings.push_back(Format("--model {} is not used: '{}' was named too", o.engine.model, positional));
+    }
+    o.engine.model = positional;
+  }
+  RETURN_IF_ERROR(CheckParallelValues(o.parallel));
+  RETURN_IF_ERROR(RefuseParallel(o.parallel, o.engine.additional_config));
+  RETURN_IF_ERROR(CheckEngineFlags(o.engine, parsed));
+  if (o.port > 0 && o.port < 1024) return Invalid("--port: {} is not from 1024 to 65535 (or 0: any free one)", o.port);
+  if (o.shutdown_timeout_s < 0) return Invalid("--shutdown-timeout: {} is not at least 0", o.shutdown_timeout_s);
+  result.warnings = std::move(parsed.warnings);
+  RETURN_IF_ERROR(CheckEnvironment(o, variable, result.warnings));
+  return result;
+}
+
+}  // namespace tessera::cli
