@@ -15,7 +15,8 @@ std::string ShownToken(const Tokenizer& tokenizer, int32_t token, bool as_id) {
 
 // Characters that begin in `bytes`: adds up to the characters of a text however tokens cut it.
 int64_t CountCharacters(std::string_view bytes) {
-  return std::count_if(bytes.begin(), bytes.end(), [](char c) { return (static_cast<uint8_t>(c) & 0xC0) != 0x80; });
+  return std::count_if(bytes.begin(), bytes.end(),
+                       [](char c) { return (static_cast<uint8_t>(c) & 0xC0) != 0x80; });
 }
 
 void AppendComma(std::string& list) {
@@ -31,7 +32,9 @@ void AppendBytes(std::string& out, std::string_view bytes) {
   out += ']';
 }
 
-void AppendOr(std::string& out, std::string_view json) { out += json.empty() ? std::string_view("null") : json; }
+void AppendOr(std::string& out, std::string_view json) {
+  out += json.empty() ? std::string_view("null") : json;
+}
 
 void AppendStringOrNull(std::string& out, std::string_view text) {
   if (text.empty()) {
@@ -84,7 +87,9 @@ void LogprobText::Add(const RowOutput& row) {
   AddCompletion(row.token, &row);
 }
 
-void LogprobText::AddWithoutLogprob(int32_t token) { AddCompletion(token, nullptr); }
+void LogprobText::AddWithoutLogprob(int32_t token) {
+  AddCompletion(token, nullptr);
+}
 
 void LogprobText::AddCompletion(int32_t token, const RowOutput* row) {
   ++num_tokens_;
@@ -147,8 +152,8 @@ std::string LogprobText::Take() {
   if (style_.kind == CallKind::kChat) {
     json = "{\"content\":[" + tokens_ + "]}";
   } else {
-    json = "{\"text_offset\":[" + offsets_ + "],\"token_logprobs\":[" + logprobs_ + "],\"tokens\":[" + tokens_ +
-           "],\"top_logprobs\":[" + tops_ + "]}";
+    json = "{\"text_offset\":[" + offsets_ + "],\"token_logprobs\":[" + logprobs_ + "],\"tokens\":[" +
+           tokens_ + "],\"top_logprobs\":[" + tops_ + "]}";
   }
   Drop();
   return json;
@@ -168,7 +173,8 @@ std::string PromptLogprobsJson(const Tokenizer& tokenizer, const std::vector<Row
       if (json.back() != '{') json += ',';
       json += Format("\"{}\":{{\"logprob\":", token);
       AppendLogprob(json, logprob);
-      json += Format(",\"rank\":{},\"decoded_token\":", rank == 0 ? std::string("null") : std::to_string(rank));
+      json +=
+          Format(",\"rank\":{},\"decoded_token\":", rank == 0 ? std::string("null") : std::to_string(rank));
       AppendJsonString(json, ShownToken(tokenizer, token, false));
       json += '}';
       has_target |= token == row.token;
@@ -181,16 +187,21 @@ std::string PromptLogprobsJson(const Tokenizer& tokenizer, const std::vector<Row
   return json;
 }
 
-AnswerWriter::AnswerWriter(CallKind kind, std::string id, int64_t created, const std::string& model, std::string role,
-                           bool reasoning, const UsageStyle& usage_style)
-    : kind_(kind), id_(std::move(id)), role_(std::move(role)), reasoning_(reasoning), usage_style_(usage_style) {
+AnswerWriter::AnswerWriter(CallKind kind, std::string id, int64_t created, const std::string& model,
+                           std::string role, bool reasoning, const UsageStyle& usage_style)
+    : kind_(kind),
+      id_(std::move(id)),
+      role_(std::move(role)),
+      reasoning_(reasoning),
+      usage_style_(usage_style) {
   head_ = "{\"id\":";
   AppendJsonString(head_, id_);
   head_ += Format(",\"created\":{},\"model\":", created);
   AppendJsonString(head_, model);
   head_ += ",\"object\":\"";
   const bool chat = kind == CallKind::kChat;
-  chunk_prefix_ = "data: " + head_ + (chat ? "chat.completion.chunk" : "text_completion") + "\",\"choices\":[";
+  chunk_prefix_ =
+      "data: " + head_ + (chat ? "chat.completion.chunk" : "text_completion") + "\",\"choices\":[";
   head_ += chat ? "chat.completion\"" : "text_completion\"";
 }
 
@@ -300,7 +311,8 @@ void AnswerWriter::AppendChoice(std::string& out, const AnswerPiece& piece) cons
   out += '}';
 }
 
-std::string AnswerWriter::Whole(std::string_view choices, const Usage& usage, std::string_view prompt_logprobs,
+std::string AnswerWriter::Whole(std::string_view choices, const Usage& usage,
+                                std::string_view prompt_logprobs,
                                 const std::vector<int32_t>* prompt_ids) const {
   std::string body = head_;
   body += ",\"choices\":[";

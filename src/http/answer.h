@@ -1,5 +1,6 @@
-// JSON of answers: whole ones and stream chunks of both endpoints, logprobs in both shapes. Text in, text out: what
-// is to be said is decided in generation.cc. Chunks are appended to a prefix made once per request; no tree per token.
+// JSON of answers: whole ones and stream chunks of both endpoints, logprobs in both shapes. Text in, text
+// out: what is to be said is decided in generation.cc. Chunks are appended to a prefix made once per request;
+// no tree per token.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +52,7 @@ class LogprobText {
   const Tokenizer& tokenizer_;
   const LogprobStyle style_;
   int num_tokens_ = 0;
-  int64_t offset_ = 0;  // characters of the text before the next token
+  int64_t offset_ = 0;                              // characters of the text before the next token
   std::string tokens_, logprobs_, tops_, offsets_;  // elements, joined by commas; chat uses tokens_ alone
 };
 
@@ -62,14 +63,14 @@ std::string PromptLogprobsJson(const Tokenizer& tokenizer, const std::vector<Row
 struct AnswerPiece {
   int index = 0;
   bool role_chunk = false;                           // chat: the first delta, role alone
-  std::string_view text = {};                             // or content
-  std::string_view reasoning = {};                        // chat
-  std::string_view logprobs = {};                         // JSON; empty: null
-  std::string_view finish = {};                           // empty: null
-  std::string_view stop_reason = {};                      // JSON; empty: null
+  std::string_view text = {};                        // or content
+  std::string_view reasoning = {};                   // chat
+  std::string_view logprobs = {};                    // JSON; empty: null
+  std::string_view finish = {};                      // empty: null
+  std::string_view stop_reason = {};                 // JSON; empty: null
   const std::vector<int32_t>* token_ids = nullptr;   // null: not asked for
   const std::vector<int32_t>* prompt_ids = nullptr;  // null: not asked for, or given before
-  std::string_view prompt_logprobs = {};                  // JSON; empty: null
+  std::string_view prompt_logprobs = {};             // JSON; empty: null
   const Usage* usage = nullptr;                      // chunks
 };
 

@@ -23,7 +23,8 @@ struct ApiServer::Content {
 
   static std::vector<Sha256> Digests(const std::vector<std::string>& keys) {
     std::vector<Sha256> digests;
-    for (const std::string& key : keys) digests.push_back(HashSha256(std::as_bytes(std::span(key.data(), key.size()))));
+    for (const std::string& key : keys)
+      digests.push_back(HashSha256(std::as_bytes(std::span(key.data(), key.size()))));
     return digests;
   }
 
@@ -34,7 +35,9 @@ struct ApiServer::Content {
 
 ApiServer::ApiServer(std::unique_ptr<Content> content) : content_(std::move(content)) {}
 
-ApiServer::~ApiServer() { Stop(std::chrono::nanoseconds(0)); }
+ApiServer::~ApiServer() {
+  Stop(std::chrono::nanoseconds(0));
+}
 
 Result<std::unique_ptr<ApiServer>> ApiServer::Start(const ApiOptions& options, const ApiModel& model) {
   ServerOptions server_options;
@@ -46,20 +49,26 @@ Result<std::unique_ptr<ApiServer>> ApiServer::Start(const ApiOptions& options, c
   Service& service = content->service;
   content->server->Start({
       .admit = [&service](const HttpRequest& request) { return Admit(service, request); },
-      .handle = [&service](HttpRequest request, std::shared_ptr<Exchange> exchange) {
-        Dispatch(service, std::move(request), std::move(exchange));
-      },
+      .handle =
+          [&service](HttpRequest request, std::shared_ptr<Exchange> exchange) {
+            Dispatch(service, std::move(request), std::move(exchange));
+          },
       .refuse = RefuseHttp,
-      .finished = [&service](const ExchangeRecord& record) {
-        service.metrics.OnHttp(record, RouteLabel(record.path));
-      },
+      .finished =
+          [&service](const ExchangeRecord& record) {
+            service.metrics.OnHttp(record, RouteLabel(record.path));
+          },
   });
   return std::unique_ptr<ApiServer>(new ApiServer(std::move(content)));
 }
 
-int ApiServer::port() const { return content_->server->port(); }
+int ApiServer::port() const {
+  return content_->server->port();
+}
 
-void ApiServer::BeginDrain() { content_->service.draining = true; }
+void ApiServer::BeginDrain() {
+  content_->service.draining = true;
+}
 
 void ApiServer::Stop(std::chrono::nanoseconds limit) {
   if (std::exchange(content_->stopped, true)) return;

@@ -36,7 +36,7 @@ struct ApiOptions {
   std::vector<int32_t> eos_ids;
   int max_model_len = 0;
   int max_logprobs = 20;
-  bool reasoning_parser = false;         // deepseek_r1
+  bool reasoning_parser = false;  // deepseek_r1
   std::string response_role = "assistant";
   std::string default_chat_template_kwargs = "{}";
   bool enable_prompt_tokens_details = false;
@@ -45,11 +45,12 @@ struct ApiOptions {
   bool enable_server_load_tracking = false;
   bool enable_tokenizer_info_endpoint = false;
   size_t max_body_bytes = size_t{64} << 20;
-  int block_size = 0;      // for cache_config_info
+  int block_size = 0;  // for cache_config_info
   int num_blocks = 0;
 };
 
-// What the API serves. All outlive the server. `chat_template` may be null: chat is then refused with the reason.
+// What the API serves. All outlive the server. `chat_template` may be null: chat is then refused with the
+// reason.
 struct ApiModel {
   Engine& engine;
   const Tokenizer& tokenizer;

@@ -121,7 +121,8 @@ const JsonObject* FieldReader::Object(std::string_view name) {
 }
 
 void FieldReader::Report(std::string_view name, std::string message) {
-  if (errors_.size() < kMaxReportedErrors) errors_.push_back({Format("{}.{}", path_, name), std::move(message)});
+  if (errors_.size() < kMaxReportedErrors)
+    errors_.push_back({Format("{}.{}", path_, name), std::move(message)});
 }
 
 std::optional<ApiError> FieldReader::TypeErrors() const {
@@ -136,10 +137,12 @@ std::vector<std::string> FieldReader::UnknownNames() const {
   const JsonObject* members = body_.AsObject();
   for (const JsonMember& member : *members) {
     if (names.size() >= 8) break;
-    const bool plain = member.key.size() <= 40 && std::all_of(member.key.begin(), member.key.end(), [](char c) {
-                         return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
-                       });
-    if (plain && std::find(asked_.begin(), asked_.end(), member.key) == asked_.end()) names.push_back(member.key);
+    const bool plain =
+        member.key.size() <= 40 && std::all_of(member.key.begin(), member.key.end(), [](char c) {
+          return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+        });
+    if (plain && std::find(asked_.begin(), asked_.end(), member.key) == asked_.end())
+      names.push_back(member.key);
   }
   return names;
 }

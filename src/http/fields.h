@@ -1,5 +1,5 @@
-// Reads the fields of one JSON object with the types the API documents. Type errors are collected and reported
-// together, in the words that clients of this API match. Ranges are the caller's business.
+// Reads the fields of one JSON object with the types the API documents. Type errors are collected and
+// reported together, in the words that clients of this API match. Ranges are the caller's business.
 #pragma once
 
 #include <cstdint>

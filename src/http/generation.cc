@@ -37,7 +37,8 @@ void NewsList::Close() {
 
 HttpResponse ErrorResponse(const ApiError& error) {
   HttpResponse response{.status = error.status, .body = ErrorBody(error)};
-  if (error.retry_after_s > 0) response.headers.emplace_back("Retry-After", std::to_string(error.retry_after_s));
+  if (error.retry_after_s > 0)
+    response.headers.emplace_back("Retry-After", std::to_string(error.retry_after_s));
   if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
 }
@@ -62,7 +63,8 @@ Generation::Generation(Service& service, CallKind kind, std::shared_ptr<Exchange
 
 Generation::~Generation() = default;
 
-void Generation::Start(Service& service, CallKind kind, HttpRequest http, std::shared_ptr<Exchange> exchange) {
+void Generation::Start(Service& service, CallKind kind, HttpRequest http,
+                       std::shared_ptr<Exchange> exchange) {
   const std::shared_ptr<Generation> self(new Generation(service, kind, exchange));
   ++service.load;
   exchange->on_closed = [self] { self->OnClosed(); };
@@ -93,7 +95,9 @@ void Generation::Prepare(HttpRequest http) {
   prompts_ = std::move(*prompts);
 }
 
-bool Generation::reasoning_on() const { return kind_ == CallKind::kChat && service_.options.reasoning_parser; }
+bool Generation::reasoning_on() const {
+  return kind_ == CallKind::kChat && service_.options.reasoning_parser;
+}
 
 std::vector<std::pair<std::string, std::string>> Generation::Headers() const {
   if (!service_.options.enable_request_id_headers) return {};
@@ -124,24 +128,27 @@ void Generation::Submit() {
   if (over_ || !exchange_->open()) return OnClosed();
   if (refusal_) return Fail(*refusal_);
   if (service_.draining) {
-    return Fail({.status = 503, .type = "ServiceUnavailableError", .message = "the server is shutting down",
+    return Fail({.status = 503,
+                 .type = "ServiceUnavailableError",
+                 .message = "the server is shutting down",
                  .retry_after_s = 5});
   }
   MakeChoices();
   const ApiOptions& options = service_.options;
   const bool chat = kind_ == CallKind::kChat;
-  const UsageStyle usage{.prompt_details = options.enable_prompt_tokens_details, .reasoning_details = reasoning_on()};
+  const UsageStyle usage{.prompt_details = options.enable_prompt_tokens_details,
+                         .reasoning_details = reasoning_on()};
   writer_.emplace(kind_, (chat ? "chatcmpl-" : "cmpl-") + id_, static_cast<int64_t>(std::time(nullptr)),
-                  options.model_names.empty() ? std::string() : options.model_names.front(), options.response_role,
-                  reasoning_on(), usage);
+                  options.model_names.empty() ? std::string() : options.model_names.front(),
+                  options.response_role, reasoning_on(), usage);
   // What a client chose may be in use twice; what the engine sees may not.
   const uint64_t number = ++service_.num_requests;
   int64_t num_tokens = 0;
   for (size_t i = 0; i < prompts_.size(); ++i) {
     prompts_[i].request->id = Format("{}-{}-{}", writer_->id(), number, i);
     num_tokens += static_cast<int64_t>(prompts_[i].request->prompt.size());
-    outboxes_.push_back(std::make_shared<Outbox>(
-        [news = service_.news, weak = weak_from_this()] { news->Add(weak); }));
+    outboxes_.push_back(
+        std::make_shared<Outbox>([news = service_.news, weak = weak_from_this()] { news->Add(weak); }));
     if (auto status = service_.model.engine.Submit(prompts_[i].request, outboxes_.back()); !status) {
       outboxes_.pop_back();
       if (status.error().kind == ErrorKind::kExhausted) service_.metrics.OnRejected();
@@ -149,9 +156,9 @@ void Generation::Submit() {
     }
     service_.metrics.OnRequest(call_.num_choices, request(static_cast<int>(i)).sampling.max_tokens);
   }
-  LogInfo("request {}: {} prompts of {} tokens in all, n {}, max_tokens {}, seed {}{}", writer_->id(), prompts_.size(),
-          num_tokens, call_.num_choices, request(0).sampling.max_tokens, static_cast<int64_t>(seed_),
-          call_.seed ? "" : " (drawn)");
+  LogInfo("request {}: {} prompts of {} tokens in all, n {}, max_tokens {}, seed {}{}", writer_->id(),
+          prompts_.size(), num_tokens, call_.num_choices, request(0).sampling.max_tokens,
+          static_cast<int64_t>(seed_), call_.seed ? "" : " (drawn)");
 }
 
 void Generation::CancelAll() {
@@ -200,7 +207,8 @@ void Generation::Pump() {
     backlog_.clear();
     backlog_begin_ = 0;
     for (size_t i = 0; i < outboxes_.size(); ++i) {
-      for (TokenEvent& event : outboxes_[i]->Take()) backlog_.push_back({static_cast<int>(i), std::move(event)});
+      for (TokenEvent& event : outboxes_[i]->Take())
+        backlog_.push_back({static_cast<int>(i), std::move(event)});
     }
   }
   std::string out;
@@ -238,17 +246,20 @@ void Generation::Handle(News& news, std::string& out) {
       error.kind = ErrorKind::kInternal;
       return Fail(FromError(error));
     }
-    return Fail({.status = 503, .type = "ServiceUnavailableError",
-                 .message = "the request was ended because the server is shutting down", .retry_after_s = 5});
+    return Fail({.status = 503,
+                 .type = "ServiceUnavailableError",
+                 .message = "the request was ended because the server is shutting down",
+                 .retry_after_s = 5});
   }
   if (!std::exchange(choice.started, true)) {
     OnFirstEvent(choice, news.prompt, event);
     if (kind_ == CallKind::kChat && call_.stream) {
       const Usage usage = ChoiceUsage(choice);
-      writer_->AppendChunk(out, {.index = index,
-                                 .role_chunk = true,
-                                 .prompt_ids = call_.return_token_ids ? &request(news.prompt).prompt : nullptr,
-                                 .usage = call_.continuous_usage ? &usage : nullptr});
+      writer_->AppendChunk(out,
+                           {.index = index,
+                            .role_chunk = true,
+                            .prompt_ids = call_.return_token_ids ? &request(news.prompt).prompt : nullptr,
+                            .usage = call_.continuous_usage ? &usage : nullptr});
     }
   }
   for (const RowOutput& row : event.tokens) {
@@ -278,7 +289,8 @@ void Generation::OnFirstEvent(Choice& choice, int prompt, TokenEvent& event) {
   for (const RowOutput& row : event.prompt) choice.logprobs.Add(row);
 }
 
-void Generation::OnToken(Choice& choice, int index, const TokenEvent& event, const RowOutput& row, std::string& out) {
+void Generation::OnToken(Choice& choice, int index, const TokenEvent& event, const RowOutput& row,
+                         std::string& out) {
   SequenceRecord& record = choice.record;
   service_.metrics.OnStepTokens(event.time, 1);
   if (record.generated_tokens == 0) {
@@ -352,19 +364,22 @@ void Generation::FinishChoice(Choice& choice) {
 
 void Generation::EmitChunk(Choice& choice, int index, bool force, std::string& out) {
   const bool first = kind_ == CallKind::kCompletion && choice.record.generated_tokens <= 1;
-  if (!force && choice.text.empty() && choice.reasoning.empty() && choice.logprobs.empty() && choice.ids.empty()) return;
+  if (!force && choice.text.empty() && choice.reasoning.empty() && choice.logprobs.empty() &&
+      choice.ids.empty())
+    return;
   const std::string logprobs = choice.logprobs.empty() ? std::string() : choice.logprobs.Take();
   const Usage usage = ChoiceUsage(choice);
   const int prompt = index / call_.num_choices;
-  writer_->AppendChunk(out, {.index = index,
-                             .text = choice.text,
-                             .reasoning = choice.reasoning,
-                             .logprobs = logprobs,
-                             .finish = choice.finish,
-                             .stop_reason = choice.stop_reason,
-                             .token_ids = call_.return_token_ids ? &choice.ids : nullptr,
-                             .prompt_ids = first && call_.return_token_ids ? &request(prompt).prompt : nullptr,
-                             .usage = call_.continuous_usage ? &usage : nullptr});
+  writer_->AppendChunk(out,
+                       {.index = index,
+                        .text = choice.text,
+                        .reasoning = choice.reasoning,
+                        .logprobs = logprobs,
+                        .finish = choice.finish,
+                        .stop_reason = choice.stop_reason,
+                        .token_ids = call_.return_token_ids ? &choice.ids : nullptr,
+                        .prompt_ids = first && call_.return_token_ids ? &request(prompt).prompt : nullptr,
+                        .usage = call_.continuous_usage ? &usage : nullptr});
   choice.text.clear();
   choice.reasoning.clear();
   choice.ids.clear();

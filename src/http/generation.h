@@ -1,5 +1,5 @@
-// One request's life: bytes -> call -> prompts -> engine -> text -> answer or event stream. Parsing, templates and
-// tokenizing run on a background thread; everything else on the io thread.
+// One request's life: bytes -> call -> prompts -> engine -> text -> answer or event stream. Parsing,
+// templates and tokenizing run on a background thread; everything else on the io thread.
 #pragma once
 
 #include <memory>
@@ -31,7 +31,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
     Detokenizer detokenizer;
     ReasoningParser parser;
     LogprobText logprobs;
-    bool started = false;   // the first event was seen
+    bool started = false;  // the first event was seen
     bool finished = false;
     std::string text, reasoning;      // not streamed: all; streamed: what the next chunk says
     std::vector<int32_t> ids;         // likewise
@@ -71,7 +71,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   const CallKind kind_;
   std::shared_ptr<Exchange> exchange_;
   const TimeNs arrival_;
-  std::string id_;     // as the client sees it, without prefix
+  std::string id_;  // as the client sees it, without prefix
   uint64_t seed_ = 0;
   GenerationCall call_;
   std::optional<ApiError> refusal_;

@@ -15,7 +15,8 @@ constexpr TimeNs kStuckStep = 60'000'000'000;  // a step that takes longer than 
 
 enum class Access { kOpen, kKey };  // kKey: needs an API key, if there are any
 
-void AnswerJson(const Service& service, const HttpRequest& request, Exchange& exchange, HttpResponse response) {
+void AnswerJson(const Service& service, const HttpRequest& request, Exchange& exchange,
+                HttpResponse response) {
   if (service.options.enable_request_id_headers) {
     response.headers.emplace_back("X-Request-Id", ChooseRequestId(request.Header("x-request-id"), ""));
   }
@@ -38,8 +39,9 @@ void Ready(Service& service, HttpRequest request, ExchangePtr exchange) {
     why = "no step has ended for a minute";
   }
   if (why.empty()) return AnswerJson(service, request, *exchange, {.body = "{\"ready\":true}"});
-  AnswerJson(service, request, *exchange,
-             ErrorResponse({.status = 503, .type = "ServiceUnavailableError", .message = why, .retry_after_s = 5}));
+  AnswerJson(
+      service, request, *exchange,
+      ErrorResponse({.status = 503, .type = "ServiceUnavailableError", .message = why, .retry_after_s = 5}));
 }
 
 void Version(Service& service, HttpRequest request, ExchangePtr exchange) {
@@ -60,8 +62,9 @@ void MetricsText(Service& service, HttpRequest request, ExchangePtr exchange) {
                            .now = service.model.clock.Now(),
                            .draining = service.draining,
                            .healthy = service.model.engine.healthy()};
-  AnswerJson(service, request, *exchange,
-             {.body = service.metrics.Text(live), .content_type = "text/plain; version=0.0.4; charset=utf-8"});
+  AnswerJson(
+      service, request, *exchange,
+      {.body = service.metrics.Text(live), .content_type = "text/plain; version=0.0.4; charset=utf-8"});
 }
 
 void Models(Service& service, HttpRequest request, ExchangePtr exchange) {
@@ -70,18 +73,21 @@ void Models(Service& service, HttpRequest request, ExchangePtr exchange) {
     if (i > 0) body += ',';
     body += "{\"id\":";
     AppendJsonString(body, service.options.model_names[i]);
-    body += Format(",\"object\":\"model\",\"created\":{},\"owned_by\":\"vllm\",\"root\":", service.start_time);
+    body +=
+        Format(",\"object\":\"model\",\"created\":{},\"owned_by\":\"vllm\",\"root\":", service.start_time);
     AppendJsonString(body, service.options.model_root);
-    body += Format(",\"parent\":null,\"max_model_len\":{},\"permission\":[{{\"id\":\"modelperm-{:016x}\",\"object\":"
-                   "\"model_permission\",\"created\":{},\"allow_create_engine\":false,\"allow_sampling\":true,"
-                   "\"allow_logprobs\":true,\"allow_search_indices\":false,\"allow_view\":true,"
-                   "\"allow_fine_tuning\":false,\"organization\":\"*\",\"group\":null,\"is_blocking\":false}}]}}",
-                   service.options.max_model_len, i, service.start_time);
+    body += Format(
+        ",\"parent\":null,\"max_model_len\":{},\"permission\":[{{\"id\":\"modelperm-{:016x}\",\"object\":"
+        "\"model_permission\",\"created\":{},\"allow_create_engine\":false,\"allow_sampling\":true,"
+        "\"allow_logprobs\":true,\"allow_search_indices\":false,\"allow_view\":true,"
+        "\"allow_fine_tuning\":false,\"organization\":\"*\",\"group\":null,\"is_blocking\":false}}]}}",
+        service.options.max_model_len, i, service.start_time);
   }
   AnswerJson(service, request, *exchange, {.body = body + "]}"});
 }
 
-// Runs `work` on a background thread and answers with what it returns. `work` may use the service's immutable parts.
+// Runs `work` on a background thread and answers with what it returns. `work` may use the service's immutable
+// parts.
 void AnswerFromBackground(Service& service, HttpRequest request, ExchangePtr exchange,
                           HttpResponse (*work)(const Service&, const HttpRequest&)) {
   service.server.RunInBackground([&service, work, exchange, request = std::move(request)]() mutable {
@@ -94,52 +100,57 @@ void AnswerFromBackground(Service& service, HttpRequest request, ExchangePtr exc
 }
 
 void Tokenize(Service& service, HttpRequest request, ExchangePtr exchange) {
-  AnswerFromBackground(service, std::move(request), std::move(exchange),
-                       [](const Service& s, const HttpRequest& http) -> HttpResponse {
-    const auto body = ParseBody(http.body);
-    if (!body) return ErrorResponse(body.error());
-    const auto call = ParseTokenizeCall(*body, s.call_rules());
-    if (!call) return ErrorResponse(call.error());
-    ApiResult<TokenIds> ids;
-    if (call->is_chat) {
-      ids = RenderChat(call->chat, call->add_special_tokens, s.prompt_rules());
-    } else if (auto encoded = s.model.tokenizer.EncodePrompt(call->prompt, call->add_special_tokens); encoded) {
-      ids = std::move(*encoded);
-    } else {
-      ids = std::unexpected(FromError(encoded.error()));
-    }
-    if (!ids) return ErrorResponse(ids.error());
-    std::string out = Format("{{\"count\":{},\"max_model_len\":{},\"tokens\":", ids->size(), s.options.max_model_len);
-    AppendJsonIds(out, *ids);
-    out += ",\"token_strs\":";
-    if (!call->return_token_strs) return {.body = out + "null}"};
-    out += '[';
-    for (size_t i = 0; i < ids->size(); ++i) {
-      if (i > 0) out += ',';
-      AppendJsonString(out, RepairUtf8(s.model.tokenizer.TokenBytes((*ids)[i])));
-    }
-    return {.body = out + "]}"};
-  });
+  AnswerFromBackground(
+      service, std::move(request), std::move(exchange),
+      [](const Service& s, const HttpRequest& http) -> HttpResponse {
+        const auto body = ParseBody(http.body);
+        if (!body) return ErrorResponse(body.error());
+        const auto call = ParseTokenizeCall(*body, s.call_rules());
+        if (!call) return ErrorResponse(call.error());
+        ApiResult<TokenIds> ids;
+        if (call->is_chat) {
+          ids = RenderChat(call->chat, call->add_special_tokens, s.prompt_rules());
+        } else if (auto encoded = s.model.tokenizer.EncodePrompt(call->prompt, call->add_special_tokens);
+                   encoded) {
+          ids = std::move(*encoded);
+        } else {
+          ids = std::unexpected(FromError(encoded.error()));
+        }
+        if (!ids) return ErrorResponse(ids.error());
+        std::string out =
+            Format("{{\"count\":{},\"max_model_len\":{},\"tokens\":", ids->size(), s.options.max_model_len);
+        AppendJsonIds(out, *ids);
+        out += ",\"token_strs\":";
+        if (!call->return_token_strs) return {.body = out + "null}"};
+        out += '[';
+        for (size_t i = 0; i < ids->size(); ++i) {
+          if (i > 0) out += ',';
+          AppendJsonString(out, RepairUtf8(s.model.tokenizer.TokenBytes((*ids)[i])));
+        }
+        return {.body = out + "]}"};
+      });
 }
 
 void Detokenize(Service& service, HttpRequest request, ExchangePtr exchange) {
   AnswerFromBackground(service, std::move(request), std::move(exchange),
                        [](const Service& s, const HttpRequest& http) -> HttpResponse {
-    const auto body = ParseBody(http.body);
-    if (!body) return ErrorResponse(body.error());
-    const auto ids = ParseDetokenizeCall(*body, s.call_rules());
-    if (!ids) return ErrorResponse(ids.error());
-    std::string out = "{\"prompt\":";
-    AppendJsonString(out, s.model.tokenizer.Decode(*ids, /*skip_special_tokens=*/false));
-    return {.body = out + "}"};
-  });
+                         const auto body = ParseBody(http.body);
+                         if (!body) return ErrorResponse(body.error());
+                         const auto ids = ParseDetokenizeCall(*body, s.call_rules());
+                         if (!ids) return ErrorResponse(ids.error());
+                         std::string out = "{\"prompt\":";
+                         AppendJsonString(out, s.model.tokenizer.Decode(*ids, /*skip_special_tokens=*/false));
+                         return {.body = out + "}"};
+                       });
 }
 
 void TokenizerInfo(Service& service, HttpRequest request, ExchangePtr exchange) {
   const Tokenizer& tokenizer = service.model.tokenizer;
   if (!service.options.enable_tokenizer_info_endpoint) {
-    return exchange->Answer(ErrorResponse({.status = 404, .type = "NotFoundError",
-                                           .message = "/tokenizer_info needs --enable-tokenizer-info-endpoint"}));
+    return exchange->Answer(
+        ErrorResponse({.status = 404,
+                       .type = "NotFoundError",
+                       .message = "/tokenizer_info needs --enable-tokenizer-info-endpoint"}));
   }
   std::string body = "{\"tokenizer_class\":\"PreTrainedTokenizerFast\",\"bos_token\":";
   AppendJsonString(body, tokenizer.bos_token());
@@ -183,8 +194,8 @@ constexpr Route kRoutes[] = {
 };
 
 const Route* FindRoute(std::string_view path) {
-  const auto found =
-      std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const Route& route) { return route.path == path; });
+  const auto found = std::find_if(std::begin(kRoutes), std::end(kRoutes),
+                                  [&](const Route& route) { return route.path == path; });
   return found == std::end(kRoutes) ? nullptr : found;
 }
 
@@ -192,19 +203,22 @@ bool HasKey(const Service& service, std::string_view authorization) {
   const size_t space = authorization.find(' ');
   if (space == std::string_view::npos) return false;
   std::string scheme(authorization.substr(0, space));
-  std::transform(scheme.begin(), scheme.end(), scheme.begin(), [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; });
+  std::transform(scheme.begin(), scheme.end(), scheme.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; });
   if (scheme != "bearer") return false;
   authorization.remove_prefix(std::min(authorization.find_first_not_of(' ', space), authorization.size()));
   const Sha256 digest = HashSha256(std::as_bytes(std::span(authorization.data(), authorization.size())));
   bool found = false;
-  for (const Sha256& key : service.key_digests) found |= EqualConstantTime(digest, key);  // all of them, always
+  for (const Sha256& key : service.key_digests)
+    found |= EqualConstantTime(digest, key);  // all of them, always
   return found;
 }
 
 bool IsJson(std::string_view content_type) {
   std::string type(content_type.substr(0, content_type.find(';')));
   while (!type.empty() && (type.back() == ' ' || type.back() == '\t')) type.pop_back();
-  std::transform(type.begin(), type.end(), type.begin(), [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; });
+  std::transform(type.begin(), type.end(), type.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; });
   return type == "application/json";
 }
 
@@ -215,19 +229,25 @@ std::optional<HttpResponse> Admit(const Service& service, const HttpRequest& req
   const bool guarded = !route || route->access == Access::kKey;
   if (guarded && !service.key_digests.empty() && request.method != "OPTIONS" &&
       !HasKey(service, request.Header("authorization"))) {
-    return ErrorResponse({.status = 401, .type = "AuthenticationError",
-                          .message = "Unauthorized: a valid API key is wanted in the header \"Authorization: Bearer "
-                                     "KEY\"."});
+    return ErrorResponse({.status = 401,
+                          .type = "AuthenticationError",
+                          .message =
+                              "Unauthorized: a valid API key is wanted in the header \"Authorization: Bearer "
+                              "KEY\"."});
   }
   if (!route) {
-    return ErrorResponse({.status = 404, .type = "NotFoundError",
-                          .message = Format("Not Found: there is no {}", RepairUtf8(request.path.substr(0, 200)))});
+    return ErrorResponse(
+        {.status = 404,
+         .type = "NotFoundError",
+         .message = Format("Not Found: there is no {}", RepairUtf8(request.path.substr(0, 200)))});
   }
-  const bool allowed = request.method == route->methods ||
-                       (route->methods == "GET, POST" && (request.method == "GET" || request.method == "POST"));
+  const bool allowed =
+      request.method == route->methods ||
+      (route->methods == "GET, POST" && (request.method == "GET" || request.method == "POST"));
   if (!allowed) {
     HttpResponse response =
-        ErrorResponse({.status = 405, .type = "MethodNotAllowed",
+        ErrorResponse({.status = 405,
+                       .type = "MethodNotAllowed",
                        .message = Format("Method Not Allowed: {} takes {}", route->path, route->methods)});
     response.headers.emplace_back("Allow", route->methods);
     return response;
@@ -238,7 +258,9 @@ std::optional<HttpResponse> Admit(const Service& service, const HttpRequest& req
                           .param = "header.content-type"});
   }
   if (route->generates && service.draining) {
-    return ErrorResponse({.status = 503, .type = "ServiceUnavailableError", .message = "the server is shutting down",
+    return ErrorResponse({.status = 503,
+                          .type = "ServiceUnavailableError",
+                          .message = "the server is shutting down",
                           .retry_after_s = 5});
   }
   return std::nullopt;
@@ -255,9 +277,12 @@ std::string RouteLabel(std::string_view path) {
 
 HttpResponse RefuseHttp(int status, const std::string& reason) {
   if (status == 503) {
-    return ErrorResponse({.status = 503, .type = "ServiceUnavailableError", .message = reason, .retry_after_s = 1});
+    return ErrorResponse(
+        {.status = 503, .type = "ServiceUnavailableError", .message = reason, .retry_after_s = 1});
   }
-  const char* type = status == 413 ? "RequestEntityTooLarge" : status == 408 ? "RequestTimeout" : "Bad Request";
+  const char* type = status == 413   ? "RequestEntityTooLarge"
+                     : status == 408 ? "RequestTimeout"
+                                     : "Bad Request";
   return ErrorResponse({.status = status, .type = type, .message = reason});
 }
 

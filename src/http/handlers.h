@@ -1,5 +1,5 @@
-// All routes of the API in one table, and who may use them. Read in order: admission, dispatch, small endpoints.
-// Generation is in generation.cc.
+// All routes of the API in one table, and who may use them. Read in order: admission, dispatch, small
+// endpoints. Generation is in generation.cc.
 #pragma once
 
 #include <memory>

@@ -17,8 +17,8 @@ using boost::beast::error_code;
 
 // Buffered bytes while a chunk header is incomplete; far above any honest one.
 constexpr size_t kMaxChunkHeaderBytes = 1024;
-// The shortest end of a chunked body. Beast 1.81 asserts (n >= 5) when it meets a last chunk in smaller pieces, and
-// at least this much always follows inside a chunked body.
+// The shortest end of a chunked body. Beast 1.81 asserts (n >= 5) when it meets a last chunk in smaller
+// pieces, and at least this much always follows inside a chunked body.
 constexpr size_t kMinChunkedBytes = 5;
 
 bool IsTokenByte(uint8_t c) {
@@ -82,7 +82,8 @@ std::string_view HttpRequest::Header(std::string_view name) const {
   return {};
 }
 
-RequestReader::RequestReader(const HttpLimits& limits) : limits_(limits), max_body_bytes_(limits.max_body_bytes) {}
+RequestReader::RequestReader(const HttpLimits& limits)
+    : limits_(limits), max_body_bytes_(limits.max_body_bytes) {}
 RequestReader::~RequestReader() = default;
 
 void RequestReader::Append(std::string_view bytes) {
@@ -119,7 +120,8 @@ RequestReader::State RequestReader::ReadHeader() {
     const char c = rest[scanned_];
     if (c == '\0') return Refuse(400, "the header holds a NUL byte");
     if (c != '\n') continue;
-    if (scanned_ == 0 || rest[scanned_ - 1] != '\r') return Refuse(400, "a header line ends with a bare line feed");
+    if (scanned_ == 0 || rest[scanned_ - 1] != '\r')
+      return Refuse(400, "a header line ends with a bare line feed");
     if (scanned_ >= 3 && rest[scanned_ - 2] == '\n') break;
   }
   const bool complete = scanned_ < size;
@@ -191,13 +193,16 @@ RequestReader::State RequestReader::CheckFraming() {
   }
   if (num_lengths_ == 1) {
     const std::string_view length = request_.Header("content-length");
-    const bool digits = std::all_of(length.begin(), length.end(), [](char c) { return c >= '0' && c <= '9'; });
+    const bool digits =
+        std::all_of(length.begin(), length.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (length.empty() || !digits) return Refuse(400, "Content-Length is not a number");
     if (length.size() > 18) return Refuse(413, "Content-Length is too large");
-    for (char c : length) request_.content_length = request_.content_length * 10 + static_cast<uint64_t>(c - '0');
+    for (char c : length)
+      request_.content_length = request_.content_length * 10 + static_cast<uint64_t>(c - '0');
   }
   const std::string_view connection = request_.Header("connection");
-  request_.keep_alive = request_.minor_version == 1 ? !Names(connection, "close") : Names(connection, "keep-alive");
+  request_.keep_alive =
+      request_.minor_version == 1 ? !Names(connection, "close") : Names(connection, "keep-alive");
   const std::string_view expect = request_.Header("expect");
   if (!expect.empty() && Lower(expect) != "100-continue") return Refuse(417, "Expect must be 100-continue");
   wants_continue_ = !expect.empty() && request_.minor_version == 1;
@@ -235,7 +240,9 @@ RequestReader::State RequestReader::TakeHeader(std::string_view block) {
   return state_ = State::kBody;
 }
 
-void RequestReader::LimitBody(size_t max_bytes) { max_body_bytes_ = std::min(max_body_bytes_, max_bytes); }
+void RequestReader::LimitBody(size_t max_bytes) {
+  max_body_bytes_ = std::min(max_body_bytes_, max_bytes);
+}
 
 RequestReader::State RequestReader::ReadBody() {
   auto& beast = parser_->beast;
@@ -252,7 +259,8 @@ RequestReader::State RequestReader::ReadBody() {
       return Refuse(413, Format("the request body is longer than {} bytes", max_body_bytes_));
     }
     if (error == beast_http::error::need_more) {
-      if (buffered_bytes() > kMaxChunkHeaderBytes) return Refuse(400, "a chunk header or trailer is too long");
+      if (buffered_bytes() > kMaxChunkHeaderBytes)
+        return Refuse(400, "a chunk header or trailer is too long");
       break;
     }
     if (error) return Refuse(400, Format("the request body is malformed: {}", error.message()));

@@ -1,6 +1,7 @@
-// Bytes of a connection -> HTTP/1.x requests. A pure state machine: no sockets, no clock; server.cc feeds it what
-// arrived and the fuzzer feeds it anything. Stricter than the parser underneath (Boost.Beast, which stays in
-// http1.cc): whatever two servers could read differently is refused, so no request can be smuggled past a proxy.
+// Bytes of a connection -> HTTP/1.x requests. A pure state machine: no sockets, no clock; server.cc feeds it
+// what arrived and the fuzzer feeds it anything. Stricter than the parser underneath (Boost.Beast, which
+// stays in http1.cc): whatever two servers could read differently is refused, so no request can be smuggled
+// past a proxy.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,8 @@ struct HttpLimits {
 
 struct HttpRequest {
   std::string method;
-  std::string path;   // without the query
-  std::string query;  // after '?'
+  std::string path;                                          // without the query
+  std::string query;                                         // after '?'
   std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
   std::string body;
   int minor_version = 1;
@@ -53,7 +54,8 @@ class RequestReader {
   const HttpRequest& header() const { return request_; }
   // The client waits for "100 Continue" before it sends the body. In state kBody.
   bool wants_continue() const { return wants_continue_; }
-  // No more than this may follow as body; a longer one is refused with 413. In state kBody, before further Advance().
+  // No more than this may follow as body; a longer one is refused with 413. In state kBody, before further
+  // Advance().
   void LimitBody(size_t max_bytes);
   HttpRequest Take();  // in state kDone; the reader then starts with the next request
 

@@ -14,8 +14,10 @@ ApiStatus AppendContent(std::string& out, const JsonValue& content, size_t index
   const JsonArray* parts = content.AsArray();
   if (!parts) {
     if (!content.is_null() && !content.AsString()) {
-      return BrokenRule("body." + where, Format("1 validation error:\n  body.{}: Input should be a valid string or a "
-                                                "valid list", where));
+      return BrokenRule("body." + where,
+                        Format("1 validation error:\n  body.{}: Input should be a valid string or a "
+                               "valid list",
+                               where));
     }
     AppendJson(out, content);
     return {};
@@ -28,8 +30,10 @@ ApiStatus AppendContent(std::string& out, const JsonValue& content, size_t index
       const JsonValue* type = part.Find("type");
       const std::string* name = type ? type->AsString() : nullptr;
       if (!name) {
-        return BrokenRule("body." + where, Format("1 validation error:\n  body.{}.{}: a content part must be an object "
-                                                  "with a string `type`", where, i));
+        return BrokenRule("body." + where,
+                          Format("1 validation error:\n  body.{}.{}: a content part must be an object "
+                                 "with a string `type`",
+                                 where, i));
       }
       if (*name == "refusal") {
         piece = part.Find("refusal") ? part.Find("refusal")->AsString() : nullptr;
@@ -39,8 +43,10 @@ ApiStatus AppendContent(std::string& out, const JsonValue& content, size_t index
         return NotSupported("messages", "a content part that is not text");
       }
       if (!piece) {
-        return BrokenRule("body." + where, Format("1 validation error:\n  body.{}.{}.text: Input should be a valid "
-                                                  "string", where, i));
+        return BrokenRule("body." + where,
+                          Format("1 validation error:\n  body.{}.{}.text: Input should be a valid "
+                                 "string",
+                                 where, i));
       }
     }
     if (i > 0) text += '\n';
@@ -65,7 +71,8 @@ ApiStatus AppendMessage(std::string& out, const JsonObject& message, size_t inde
   }
   // Templates know one of the two names of a thought.
   const auto find = [&](std::string_view key) {
-    return std::find_if(message.begin(), message.end(), [&](const JsonMember& member) { return member.key == key; });
+    return std::find_if(message.begin(), message.end(),
+                        [&](const JsonMember& member) { return member.key == key; });
   };
   const auto reasoning = find("reasoning"), older = find("reasoning_content");
   if (reasoning != message.end() && older == message.end()) {
@@ -130,12 +137,14 @@ ApiResult<ChatInput> ChatFields::Build(const ApiOptions& options) const {
   }
   if (messages_->empty()) return BrokenRule("messages", "messages must hold at least one message.");
   if (messages_->size() > kMaxMessages) {
-    return BadRequest("messages", Format("messages holds {} messages, at most {} are allowed.", messages_->size(),
-                                         kMaxMessages));
+    return BadRequest("messages", Format("messages holds {} messages, at most {} are allowed.",
+                                         messages_->size(), kMaxMessages));
   }
-  static constexpr std::string_view kEfforts[] = {"", "none", "minimal", "low", "medium", "high", "xhigh", "max"};
+  static constexpr std::string_view kEfforts[] = {"",       "none", "minimal", "low",
+                                                  "medium", "high", "xhigh",   "max"};
   if (std::find(std::begin(kEfforts), std::end(kEfforts), reasoning_effort_) == std::end(kEfforts)) {
-    return BrokenRule("reasoning_effort", "reasoning_effort must be none, minimal, low, medium, high, xhigh or max.");
+    return BrokenRule("reasoning_effort",
+                      "reasoning_effort must be none, minimal, low, medium, high, xhigh or max.");
   }
   ChatInput input;
   input.add_generation_prompt = add_generation_prompt_;

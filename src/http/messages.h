@@ -1,5 +1,5 @@
-// The conversation of a chat request, turned into what text/chat_template.h renders. Checks shapes, not meaning:
-// unknown roles and further keys of a message are the template's business.
+// The conversation of a chat request, turned into what text/chat_template.h renders. Checks shapes, not
+// meaning: unknown roles and further keys of a message are the template's business.
 #pragma once
 
 #include <string>

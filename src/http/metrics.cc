@@ -16,7 +16,7 @@
 #include <map>
 
 #include "base/file.h"
-#include "http/json.h"
+#include "base/json.h"
 
 namespace tessera {
 namespace {
@@ -28,15 +28,16 @@ using prometheus::MetricType;
 using Labels = std::map<std::string, std::string>;
 
 const Buckets kStepTokens = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
-const Buckets kFirstToken = {.001, .005, .01, .02, .04, .06, .08, .1,  .25, .5,  .75,
-                             1,    2.5,  5,   7.5, 10,  20,  40,  80,  160, 640, 2560};
-const Buckets kInterToken = {.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
-const Buckets kLatency = {.3, .5, .8, 1,  1.5, 2,  2.5, 5,   10,  15,  20,
+const Buckets kFirstToken = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                             1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
+const Buckets kInterToken = {.01, .025, .05, .075, .1,  .15, .2, .3, .4, .5,
+                             .75, 1,    2.5, 5,    7.5, 10,  20, 40, 80};
+const Buckets kLatency = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                           30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 const Buckets kChoices = {1, 2, 5, 10, 20};
 const Buckets kHttp = {.1, .5, 1};
-const Buckets kHttpFine = {.01, .025, .05, .075, .1, .25, .5, .75, 1,  1.5, 2,
-                           2.5, 3,    3.5, 4,    4.5, 5,  7.5, 10, 30,  60};
+const Buckets kHttpFine = {.01, .025, .05, .075, .1,  .25, .5,  .75, 1,  1.5, 2,
+                           2.5, 3,    3.5, 4,    4.5, 5,   7.5, 10,  30, 60};
 
 // Under these further names the same values are exported.
 const std::pair<const char*, const char*> kOldNames[] = {
@@ -116,7 +117,8 @@ void AppendFamily(std::string& out, const MetricFamily& family) {
 class Snapshot {
  public:
   void Add(MetricType type, const std::string& name, const char* help, const Labels& labels, double value) {
-    auto& family = families_.empty() || families_.back().name != name ? families_.emplace_back() : families_.back();
+    auto& family =
+        families_.empty() || families_.back().name != name ? families_.emplace_back() : families_.back();
     family.name = name;
     family.help = help;
     family.type = type;
@@ -156,14 +158,18 @@ double StartTime(const std::string& stat_tail) {
   timespec boot{}, now{};
   ::clock_gettime(CLOCK_BOOTTIME, &boot);
   ::clock_gettime(CLOCK_REALTIME, &now);
-  const auto seconds = [](const timespec& t) { return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec); };
+  const auto seconds = [](const timespec& t) {
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+  };
   return seconds(now) - seconds(boot) + ticks / static_cast<double>(::sysconf(_SC_CLK_TCK));
 }
 
 void AddProcess(Snapshot& snapshot) {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec); };
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
   rlimit files{};
   ::getrlimit(RLIMIT_NOFILE, &files);
   long virtual_pages = 0, resident_pages = 0;
@@ -210,8 +216,9 @@ struct Metrics::Content {
       "vllm:request_max_num_generation_tokens", "Most tokens that an answer of a request got.", sizes);
   prometheus::Histogram& params_max_tokens =
       AddHistogram("vllm:request_params_max_tokens", "max_tokens of a request.", sizes);
-  prometheus::Histogram& prefill_computed = AddHistogram(
-      "vllm:request_prefill_kv_computed_tokens", "Prompt tokens computed, without those from the cache.", sizes);
+  prometheus::Histogram& prefill_computed =
+      AddHistogram("vllm:request_prefill_kv_computed_tokens",
+                   "Prompt tokens computed, without those from the cache.", sizes);
   prometheus::Histogram& params_n = AddHistogram("vllm:request_params_n", "n of a request.", kChoices);
   prometheus::Histogram& iteration_tokens =
       AddHistogram("vllm:iteration_tokens_total", "Tokens of a step, prompt and generated.", kStepTokens);
@@ -239,10 +246,11 @@ struct Metrics::Content {
                                                                .Name("http_requests_total")
                                                                .Help("HTTP requests by handler and status.")
                                                                .Register(registry);
-  prometheus::Family<prometheus::Histogram>& http_duration = prometheus::BuildHistogram()
-                                                                 .Name("http_request_duration_seconds")
-                                                                 .Help("Duration of HTTP requests by handler.")
-                                                                 .Register(registry);
+  prometheus::Family<prometheus::Histogram>& http_duration =
+      prometheus::BuildHistogram()
+          .Name("http_request_duration_seconds")
+          .Help("Duration of HTTP requests by handler.")
+          .Register(registry);
   prometheus::Histogram& http_duration_fine = prometheus::BuildHistogram()
                                                   .Name("http_request_duration_highr_seconds")
                                                   .Help("Duration of HTTP requests.")
@@ -257,7 +265,7 @@ struct Metrics::Content {
                                                                     .Help("Bytes of answers.")
                                                                     .Register(registry);
   int64_t local_tokens = 0, cached_tokens = 0, rejections = 0;
-  TimeNs step_time = 0;      // of the step whose tokens are being added up
+  TimeNs step_time = 0;  // of the step whose tokens are being added up
   int64_t step_tokens = 0;
 };
 
@@ -277,7 +285,8 @@ void Metrics::OnRequest(int num_choices, int64_t max_tokens) {
 
 void Metrics::OnStepTokens(TimeNs time, int64_t num_tokens) {
   if (time != content_->step_time) {
-    if (content_->step_tokens > 0) content_->iteration_tokens.Observe(static_cast<double>(content_->step_tokens));
+    if (content_->step_tokens > 0)
+      content_->iteration_tokens.Observe(static_cast<double>(content_->step_tokens));
     content_->step_time = time;
     content_->step_tokens = 0;
   }
@@ -290,7 +299,9 @@ void Metrics::OnFirstToken(TimeNs arrival, TimeNs time, int64_t prompt_tokens, i
   content_->cached_tokens += cached_tokens;
 }
 
-void Metrics::OnNextToken(TimeNs since_last) { content_->inter_token.Observe(Seconds(since_last)); }
+void Metrics::OnNextToken(TimeNs since_last) {
+  content_->inter_token.Observe(Seconds(since_last));
+}
 
 void Metrics::OnSequenceEnd(const SequenceRecord& record) {
   Content& content = *content_;
@@ -316,7 +327,9 @@ void Metrics::OnRequestEnd(int64_t max_generated_tokens) {
   content_->max_generation_tokens.Observe(static_cast<double>(max_generated_tokens));
 }
 
-void Metrics::OnRejected() { ++content_->rejections; }
+void Metrics::OnRejected() {
+  ++content_->rejections;
+}
 
 void Metrics::OnHttp(const ExchangeRecord& record, const std::string& handler) {
   Content& content = *content_;
@@ -339,7 +352,8 @@ void Metrics::OnHttp(const ExchangeRecord& record, const std::string& handler) {
 void Metrics::Content::AddEngine(Snapshot& snapshot, const Live& live) const {
   const EngineStats& engine = live.engine;
   const auto count = [](auto value) { return static_cast<double>(value); };
-  snapshot.Gauge("vllm:num_requests_running", "Sequences in the running batch.", labels, count(engine.num_running));
+  snapshot.Gauge("vllm:num_requests_running", "Sequences in the running batch.", labels,
+                 count(engine.num_running));
   snapshot.Gauge("vllm:num_requests_waiting", "Sequences that wait.", labels, count(engine.num_waiting));
   snapshot.Gauge("vllm:kv_cache_usage_perc", "Used share of the cache, 0 to 1.", labels,
                  engine.num_blocks > 0 ? count(engine.num_blocks_used) / count(engine.num_blocks) : 0.0);
@@ -348,8 +362,10 @@ void Metrics::Content::AddEngine(Snapshot& snapshot, const Live& live) const {
   snapshot.Counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", labels,
                    count(engine.prefix_hits));
   snapshot.Counter("vllm:num_preemptions_total", "Preemptions.", labels, count(engine.num_preemptions));
-  snapshot.Counter("vllm:prompt_tokens_total", "Prompt tokens processed.", labels, count(engine.prompt_tokens));
-  snapshot.Counter("vllm:generation_tokens_total", "Tokens generated.", labels, count(engine.generation_tokens));
+  snapshot.Counter("vllm:prompt_tokens_total", "Prompt tokens processed.", labels,
+                   count(engine.prompt_tokens));
+  snapshot.Counter("vllm:generation_tokens_total", "Tokens generated.", labels,
+                   count(engine.generation_tokens));
   snapshot.Counter("vllm:prompt_tokens_cached_total", "Prompt tokens taken from the cache.", labels,
                    count(cached_tokens));
   const std::pair<const char*, int64_t> sources[] = {
@@ -357,8 +373,8 @@ void Metrics::Content::AddEngine(Snapshot& snapshot, const Live& live) const {
   for (const auto& [source, tokens] : sources) {
     Labels by_source = labels;
     by_source["source"] = source;
-    snapshot.Counter("vllm:prompt_tokens_by_source_total", "Prompt tokens by where they came from.", by_source,
-                     count(tokens));
+    snapshot.Counter("vllm:prompt_tokens_by_source_total", "Prompt tokens by where they came from.",
+                     by_source, count(tokens));
   }
   snapshot.Counter("vllm:admission_rejections_total", "Requests refused because the queue was full.", labels,
                    count(rejections));

@@ -1,6 +1,6 @@
 // What /metrics shows: latencies and sizes measured by the front end, the engine's counters, and the process.
-// Names, labels and buckets are those that dashboards of this API know; old names are exported beside the new ones.
-// prometheus-cpp stays in metrics.cc. Used on the io thread only.
+// Names, labels and buckets are those that dashboards of this API know; old names are exported beside the new
+// ones. prometheus-cpp stays in metrics.cc. Used on the io thread only.
 #pragma once
 
 #include <memory>
@@ -16,7 +16,7 @@ namespace tessera {
 
 // One answer, when its last token came. Times are of the engine's clock; 0: never happened.
 struct SequenceRecord {
-  std::string_view finish;   // stop, length, abort, error
+  std::string_view finish;  // stop, length, abort, error
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;
   int64_t generated_tokens = 0;

@@ -28,8 +28,9 @@ ApiStatus ReadIds(const JsonArray& items, int vocab_size, PromptInput& prompt) {
       return BrokenRule("body.prompt", "1 validation error:\n  body.prompt: Input should be a valid integer");
     }
     if (!id || *id < 0 || *id >= vocab_size) {
-      return BadRequest("prompt", Format("Token id {} is out of vocabulary: ids are 0 to {}.",
-                                         id ? std::to_string(*id) : std::string("beyond 63 bits"), vocab_size - 1));
+      return BadRequest("prompt",
+                        Format("Token id {} is out of vocabulary: ids are 0 to {}.",
+                               id ? std::to_string(*id) : std::string("beyond 63 bits"), vocab_size - 1));
     }
     prompt.ids.push_back(static_cast<int32_t>(*id));
   }
@@ -49,7 +50,8 @@ ApiStatus ReadPrompts(const JsonValue& value, int vocab_size, std::vector<Prompt
   if (items.empty()) return BrokenRule("prompt", kEmptyPrompt);
   if (!items[0].AsString() && !items[0].AsArray()) return ReadIds(items, vocab_size, prompts.emplace_back());
   if (items.size() > kMaxPrompts) {
-    return BadRequest("prompt", Format("prompt holds {} prompts, at most {} are allowed.", items.size(), kMaxPrompts));
+    return BadRequest("prompt",
+                      Format("prompt holds {} prompts, at most {} are allowed.", items.size(), kMaxPrompts));
   }
   const bool texts = items[0].AsString() != nullptr;
   for (const JsonValue& item : items) {
@@ -59,8 +61,9 @@ ApiStatus ReadPrompts(const JsonValue& value, int vocab_size, std::vector<Prompt
     } else if (!texts && item.AsArray()) {
       status = ReadIds(*item.AsArray(), vocab_size, prompts.emplace_back());
     } else {
-      status = BrokenRule("body.prompt", "1 validation error:\n  body.prompt: Input should be a valid list of texts, "
-                                         "or of token ids, or of lists of token ids");
+      status = BrokenRule("body.prompt",
+                          "1 validation error:\n  body.prompt: Input should be a valid list of texts, "
+                          "or of token ids, or of lists of token ids");
     }
     if (!status) return status;
   }
@@ -73,10 +76,11 @@ void LogUnknown(const FieldReader& fields) {
 }
 
 ApiStatus CheckSequences(const GenerationCall& call) {
-  const int64_t sequences = static_cast<int64_t>(call.prompts.empty() ? 1 : call.prompts.size()) * call.num_choices;
+  const int64_t sequences =
+      static_cast<int64_t>(call.prompts.empty() ? 1 : call.prompts.size()) * call.num_choices;
   if (sequences <= kMaxSequences) return {};
-  return BadRequest("n", Format("the request asks for {} sequences, at most {} are allowed.", sequences,
-                                kMaxSequences));
+  return BadRequest(
+      "n", Format("the request asks for {} sequences, at most {} are allowed.", sequences, kMaxSequences));
 }
 
 }  // namespace
@@ -100,7 +104,8 @@ std::unexpected<ApiError> BadRequest(std::string param, std::string message) {
   return std::unexpected(ApiError{.message = std::move(message), .param = std::move(param)});
 }
 std::unexpected<ApiError> BrokenRule(std::string param, std::string message) {
-  return std::unexpected(ApiError{.type = "Bad Request", .message = std::move(message), .param = std::move(param)});
+  return std::unexpected(
+      ApiError{.type = "Bad Request", .message = std::move(message), .param = std::move(param)});
 }
 std::unexpected<ApiError> NotSupported(std::string param, std::string_view what) {
   return BadRequest(std::move(param), Format("{} is not supported by Tessera.", what));
@@ -108,7 +113,8 @@ std::unexpected<ApiError> NotSupported(std::string param, std::string_view what)
 
 ApiError FromError(const Error& error) {
   switch (error.kind) {
-    case ErrorKind::kInvalid: return {.message = error.message, .param = error.param};
+    case ErrorKind::kInvalid:
+      return {.message = error.message, .param = error.param};
     case ErrorKind::kNotFound:
       return {.status = 404, .type = "NotFoundError", .message = error.message, .param = error.param};
     case ErrorKind::kExhausted:
@@ -117,7 +123,8 @@ ApiError FromError(const Error& error) {
     case ErrorKind::kDeadline:
     case ErrorKind::kUnavailable:
       return {.status = 503, .type = "ServiceUnavailableError", .message = error.message, .retry_after_s = 5};
-    case ErrorKind::kInternal: break;
+    case ErrorKind::kInternal:
+      break;
   }
   return {.status = 500, .type = "InternalServerError", .message = error.message};
 }
@@ -125,11 +132,13 @@ ApiError FromError(const Error& error) {
 ApiResult<JsonValue> ParseBody(std::string_view bytes) {
   auto value = ParseJson(bytes);
   if (!value) {
-    return BrokenRule("body", Format("1 validation error:\n  body: JSON decode error, {}", value.error().message));
+    return BrokenRule("body",
+                      Format("1 validation error:\n  body: JSON decode error, {}", value.error().message));
   }
   const JsonObject* members = value->AsObject();
   if (!members) return BrokenRule("body", "1 validation error:\n  body: Input should be a valid dictionary");
-  if (members->size() > kMaxFields) return BrokenRule("body", Format("the body has more than {} fields", kMaxFields));
+  if (members->size() > kMaxFields)
+    return BrokenRule("body", Format("the body has more than {} fields", kMaxFields));
   return std::move(*value);
 }
 
@@ -149,7 +158,8 @@ ApiResult<GenerationCall> ParseCompletionCall(const JsonValue& body, const CallR
   }
   if (auto error = fields.TypeErrors()) return std::unexpected(std::move(*error));
   if (auto status = CheckModel(fields, rules.options); !status) return std::unexpected(status.error());
-  if (auto status = RefuseUnsupported(fields, CallKind::kCompletion); !status) return std::unexpected(status.error());
+  if (auto status = RefuseUnsupported(fields, CallKind::kCompletion); !status)
+    return std::unexpected(status.error());
   if (auto error = fields.TypeErrors()) return std::unexpected(std::move(*error));
   if (auto status = sampling.Check(rules, call); !status) return std::unexpected(status.error());
   if (auto status = ReadPrompts(*prompt, rules.vocab_size, call.prompts); !status) {
@@ -171,7 +181,8 @@ ApiResult<GenerationCall> ParseChatCall(const JsonValue& body, const CallRules& 
   chat.Read(fields);
   if (auto error = fields.TypeErrors()) return std::unexpected(std::move(*error));
   if (auto status = CheckModel(fields, rules.options); !status) return std::unexpected(status.error());
-  if (auto status = RefuseUnsupported(fields, CallKind::kChat); !status) return std::unexpected(status.error());
+  if (auto status = RefuseUnsupported(fields, CallKind::kChat); !status)
+    return std::unexpected(status.error());
   if (auto error = fields.TypeErrors()) return std::unexpected(std::move(*error));
   if (auto status = sampling.Check(rules, call); !status) return std::unexpected(status.error());
   auto input = chat.Build(rules.options);
@@ -220,8 +231,10 @@ ApiResult<std::vector<int32_t>> ParseDetokenizeCall(const JsonValue& body, const
   std::vector<int32_t> ids;
   ids.reserve(wide.size());
   for (const int64_t id : wide) {
-    if (id < 0) return BrokenRule("body.tokens", Format("1 validation error:\n  body.tokens: Input should be greater "
-                                                        "than or equal to 0, got {}", id));
+    if (id < 0)
+      return BrokenRule("body.tokens", Format("1 validation error:\n  body.tokens: Input should be greater "
+                                              "than or equal to 0, got {}",
+                                              id));
     ids.push_back(id > std::numeric_limits<int32_t>::max() ? -1 : static_cast<int32_t>(id));
   }
   return ids;

@@ -1,5 +1,5 @@
-// The OpenAI API as values: what a request asks for, checked field by field, and the one shape of every error.
-// No sockets and no tokenizer: bytes -> JsonValue -> GenerationCall. What follows is prompt.h.
+// The OpenAI API as values: what a request asks for, checked field by field, and the one shape of every
+// error. No sockets and no tokenizer: bytes -> JsonValue -> GenerationCall. What follows is prompt.h.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 #include "engine/request.h"
 #include "http/api.h"
-#include "http/json.h"
+#include "base/json.h"
 
 namespace tessera {
 
@@ -59,8 +59,8 @@ struct GenerationCall {
   ChatInput chat;                    // chat
   std::string last_role;             // chat: of the last message
   bool add_special_tokens = true;
-  int num_choices = 1;               // n, for each prompt
-  SamplingParams sampling;           // max_tokens, bad_words and seed are still open
+  int num_choices = 1;      // n, for each prompt
+  SamplingParams sampling;  // max_tokens, bad_words and seed are still open
   std::optional<int32_t> max_tokens;
   std::optional<uint64_t> seed;
   std::vector<std::string> bad_words;
@@ -70,10 +70,10 @@ struct GenerationCall {
   bool include_usage = false;
   bool continuous_usage = false;
   bool echo = false;
-  bool include_stop = false;         // include_stop_str_in_output
+  bool include_stop = false;  // include_stop_str_in_output
   bool skip_special_tokens = true;
   bool return_token_ids = false;
-  bool tokens_as_ids = false;        // return_tokens_as_token_ids
+  bool tokens_as_ids = false;  // return_tokens_as_token_ids
   bool include_reasoning = true;
   bool prompt_logprobs_asked = false;  // the field prompt_logprobs, not echo
 };

@@ -7,8 +7,10 @@ namespace tessera {
 namespace {
 
 ApiError TooLong(int64_t length, const char* unit, int max_model_len) {
-  return {.message = Format("This model's maximum context length is {} tokens, but the prompt has {} {}; at least one "
-                            "token must be left for the answer.", max_model_len, length, unit),
+  return {.message = Format(
+              "This model's maximum context length is {} tokens, but the prompt has {} {}; at least one "
+              "token must be left for the answer.",
+              max_model_len, length, unit),
           .param = "input_tokens"};
 }
 
@@ -32,30 +34,33 @@ ApiResult<int32_t> ResolveMaxTokens(const GenerationCall& call, int64_t length, 
     const int cap = rules.options.sampling.max_new_tokens;
     const int64_t max_tokens = cap > 0 ? std::min<int64_t>(room, cap) : room;
     if (call.sampling.min_tokens > max_tokens) {
-      return BadRequest("min_tokens", Format("min_tokens must be less than or equal to max_tokens={}, got {}.",
-                                             max_tokens, call.sampling.min_tokens));
+      return BadRequest("min_tokens",
+                        Format("min_tokens must be less than or equal to max_tokens={}, got {}.", max_tokens,
+                               call.sampling.min_tokens));
     }
     return static_cast<int32_t>(max_tokens);
   }
   if (*call.max_tokens > room) {
-    return BadRequest("max_tokens",
-                      Format("'max_tokens' or 'max_completion_tokens' is too large: {}. This model's maximum context "
-                             "length is {} tokens and your request has {} input tokens ({} > {} - {}).",
-                             *call.max_tokens, max_model_len, length, *call.max_tokens, max_model_len, length));
+    return BadRequest(
+        "max_tokens",
+        Format("'max_tokens' or 'max_completion_tokens' is too large: {}. This model's maximum context "
+               "length is {} tokens and your request has {} input tokens ({} > {} - {}).",
+               *call.max_tokens, max_model_len, length, *call.max_tokens, max_model_len, length));
   }
   return *call.max_tokens;
 }
 
 // Each word as it may appear: at the start of a text and after a space.
-ApiStatus ExpandBadWords(const std::vector<std::string>& words, const Tokenizer& tokenizer, SamplingParams& sampling) {
+ApiStatus ExpandBadWords(const std::vector<std::string>& words, const Tokenizer& tokenizer,
+                         SamplingParams& sampling) {
   for (const std::string& word : words) {
     const size_t begin = word.find_first_not_of(' ');
     const std::string bare = begin == std::string::npos ? word : word.substr(begin);
     for (const std::string& form : {bare, " " + bare}) {
       auto ids = tokenizer.Encode(form, ControlTokens::kParse);
       if (!ids) return std::unexpected(FromError(ids.error()));
-      if (!ids->empty() && std::find(sampling.bad_words.begin(), sampling.bad_words.end(), *ids) ==
-                               sampling.bad_words.end()) {
+      if (!ids->empty() &&
+          std::find(sampling.bad_words.begin(), sampling.bad_words.end(), *ids) == sampling.bad_words.end()) {
         sampling.bad_words.push_back(std::move(*ids));
       }
     }
@@ -90,7 +95,8 @@ ApiResult<std::vector<TokenIds>> PromptIds(GenerationCall& call, const PromptRul
 
 ApiResult<TokenIds> RenderChat(const ChatInput& chat, bool add_special_tokens, const PromptRules& rules) {
   if (!rules.chat_template) {
-    return std::unexpected(ApiError{.message = "This model has no chat template; give one with --chat-template."});
+    return std::unexpected(
+        ApiError{.message = "This model has no chat template; give one with --chat-template."});
   }
   auto rendered = rules.chat_template->Render(chat);
   if (!rendered) {
@@ -99,14 +105,16 @@ ApiResult<TokenIds> RenderChat(const ChatInput& chat, bool add_special_tokens, c
     return std::unexpected(std::move(error));
   }
   const auto bos = rules.tokenizer.bos_id();
-  if (add_special_tokens && bos && rules.tokenizer.add_bos() && (rendered->ids.empty() || rendered->ids[0] != *bos)) {
+  if (add_special_tokens && bos && rules.tokenizer.add_bos() &&
+      (rendered->ids.empty() || rendered->ids[0] != *bos)) {
     rendered->ids.insert(rendered->ids.begin(), *bos);
   }
   if (rendered->ids.empty()) return BrokenRule("messages", "The decoder prompt cannot be empty");
   return std::move(rendered->ids);
 }
 
-ApiResult<std::vector<PreparedPrompt>> PreparePrompts(GenerationCall& call, uint64_t seed, const PromptRules& rules) {
+ApiResult<std::vector<PreparedPrompt>> PreparePrompts(GenerationCall& call, uint64_t seed,
+                                                      const PromptRules& rules) {
   auto all = PromptIds(call, rules);
   if (!all) return std::unexpected(std::move(all.error()));
   call.sampling.seed = seed;

@@ -1,5 +1,5 @@
-// From a checked call to token ids and the engine's requests: template, tokenizer, length rules. Slow for long
-// texts, so it runs on a background thread; it touches nothing but its arguments.
+// From a checked call to token ids and the engine's requests: template, tokenizer, length rules. Slow for
+// long texts, so it runs on a background thread; it touches nothing but its arguments.
 #pragma once
 
 #include <memory>
@@ -23,7 +23,8 @@ struct PreparedPrompt {
 };
 
 // One for each prompt of the call. Empties the texts of `call`, which are not needed any more.
-ApiResult<std::vector<PreparedPrompt>> PreparePrompts(GenerationCall& call, uint64_t seed, const PromptRules& rules);
+ApiResult<std::vector<PreparedPrompt>> PreparePrompts(GenerationCall& call, uint64_t seed,
+                                                      const PromptRules& rules);
 
 // Ids of a chat, or the error for it.
 ApiResult<TokenIds> RenderChat(const ChatInput& chat, bool add_special_tokens, const PromptRules& rules);

@@ -12,7 +12,7 @@ namespace {
 
 constexpr double kMinTemperature = 0.01;  // a smaller one that is not greedy is raised to it
 constexpr double kGreedyTemperature = 1e-5;
-constexpr size_t kMaxStopBytes = 4096;   // of one stop string: so much text may be held back
+constexpr size_t kMaxStopBytes = 4096;  // of one stop string: so much text may be held back
 constexpr size_t kMaxBadWords = 1000;
 constexpr size_t kMaxTokenList = size_t{1} << 20;
 
@@ -25,11 +25,12 @@ int64_t Limit(const char* variable, int64_t standard) {
 }
 
 ApiStatus CheckIds(const std::vector<int64_t>& ids, int vocab_size, const char* name) {
-  if (ids.size() > kMaxTokenList) return BadRequest(name, Format("{} holds more than {} ids", name, kMaxTokenList));
+  if (ids.size() > kMaxTokenList)
+    return BadRequest(name, Format("{} holds more than {} ids", name, kMaxTokenList));
   for (const int64_t id : ids) {
     if (id < 0 || id >= vocab_size) {
-      return BadRequest(name, Format("{} contains the token id {}, out of vocabulary: ids are 0 to {}.", name, id,
-                                     vocab_size - 1));
+      return BadRequest(name, Format("{} contains the token id {}, out of vocabulary: ids are 0 to {}.", name,
+                                     id, vocab_size - 1));
     }
   }
   return {};
@@ -126,7 +127,8 @@ ApiStatus SamplingFields::CheckNumbers(const CallRules& rules, GenerationCall& c
   if (temperature > 2) return bad("temperature", "in [0, 2]", FloatText(temperature));
   if (!(top_p > 0 && top_p <= 1)) return bad("top_p", "in (0, 1]", FloatText(top_p));
   if (top_k < -1) return bad("top_k", "0 (disable), or at least 1", std::to_string(top_k));
-  if (top_k > std::numeric_limits<int32_t>::max()) return bad("top_k", "at most 2147483647", std::to_string(top_k));
+  if (top_k > std::numeric_limits<int32_t>::max())
+    return bad("top_k", "at most 2147483647", std::to_string(top_k));
   if (!(min_p >= 0 && min_p <= 1)) return bad("min_p", "in [0, 1]", FloatText(min_p));
   if (!(repetition > 0)) return bad("repetition_penalty", "greater than zero", FloatText(repetition));
   const float narrow = static_cast<float>(repetition);
@@ -174,15 +176,18 @@ ApiStatus SamplingFields::CheckLengths(GenerationCall& call) const {
       return BadRequest(name, Format("{} must be at least {}, got {}.", name, least, *max_tokens));
     }
     // Whether it fits the model is decided with the length of the prompt.
-    call.max_tokens = static_cast<int32_t>(std::min<int64_t>(*max_tokens, std::numeric_limits<int32_t>::max()));
+    call.max_tokens =
+        static_cast<int32_t>(std::min<int64_t>(*max_tokens, std::numeric_limits<int32_t>::max()));
   }
   const int64_t min_tokens = min_tokens_.value_or(0);
   if (min_tokens < 0) {
-    return BadRequest("min_tokens", Format("min_tokens must be greater than or equal to 0, got {}.", min_tokens));
+    return BadRequest("min_tokens",
+                      Format("min_tokens must be greater than or equal to 0, got {}.", min_tokens));
   }
   if (min_tokens > max_tokens.value_or(std::numeric_limits<int32_t>::max())) {
-    return BadRequest("min_tokens", Format("min_tokens must be less than or equal to max_tokens={}, got {}.",
-                                           max_tokens.value_or(std::numeric_limits<int32_t>::max()), min_tokens));
+    return BadRequest("min_tokens",
+                      Format("min_tokens must be less than or equal to max_tokens={}, got {}.",
+                             max_tokens.value_or(std::numeric_limits<int32_t>::max()), min_tokens));
   }
   call.sampling.min_tokens = static_cast<int32_t>(min_tokens);
   return {};
@@ -191,13 +196,14 @@ ApiStatus SamplingFields::CheckLengths(GenerationCall& call) const {
 ApiStatus SamplingFields::CheckStops(const CallRules& rules, GenerationCall& call) const {
   const int64_t max_stops = Limit("VLLM_MAX_STOP_STRINGS", 64);
   if (static_cast<int64_t>(stop_.size()) > max_stops) {
-    return BadRequest("stop", Format("stop holds {} strings, at most {} are allowed.", stop_.size(), max_stops));
+    return BadRequest("stop",
+                      Format("stop holds {} strings, at most {} are allowed.", stop_.size(), max_stops));
   }
   for (const std::string& text : stop_) {
     if (text.empty()) return BadRequest("stop", "stop cannot contain an empty string.");
     if (text.size() > kMaxStopBytes) {
-      return BadRequest("stop", Format("a stop string has {} bytes, at most {} are allowed.", text.size(),
-                                       kMaxStopBytes));
+      return BadRequest(
+          "stop", Format("a stop string has {} bytes, at most {} are allowed.", text.size(), kMaxStopBytes));
     }
   }
   call.stop = stop_;
@@ -210,7 +216,8 @@ ApiStatus SamplingFields::CheckTokens(const CallRules& rules, GenerationCall& ca
   if (has_allowed_ && allowed_token_ids_.empty()) {
     return BadRequest("allowed_token_ids", "allowed_token_ids must not be empty; null allows all tokens.");
   }
-  if (auto status = CheckIds(allowed_token_ids_, rules.vocab_size, "allowed_token_ids"); !status) return status;
+  if (auto status = CheckIds(allowed_token_ids_, rules.vocab_size, "allowed_token_ids"); !status)
+    return status;
   call.sampling.allowed_token_ids.assign(allowed_token_ids_.begin(), allowed_token_ids_.end());
   if (bad_words_.size() > kMaxBadWords) {
     return BadRequest("bad_words", Format("bad_words holds more than {} words.", kMaxBadWords));
@@ -227,8 +234,10 @@ ApiStatus SamplingFields::CheckTokens(const CallRules& rules, GenerationCall& ca
       return BadRequest("logit_bias", "logit_bias has a key that is not a token id in decimal digits.");
     }
     if (id < 0 || id >= rules.vocab_size) {
-      return BadRequest("logit_bias", Format("logit_bias contains the token id {}, out of vocabulary: ids are 0 to "
-                                             "{}.", id, rules.vocab_size - 1));
+      return BadRequest("logit_bias",
+                        Format("logit_bias contains the token id {}, out of vocabulary: ids are 0 to "
+                               "{}.",
+                               id, rules.vocab_size - 1));
     }
     call.sampling.logit_bias.push_back(
         {static_cast<int32_t>(id), static_cast<float>(std::clamp(bias, -100.0, 100.0))});
@@ -243,7 +252,8 @@ ApiStatus SamplingFields::CheckTokens(const CallRules& rules, GenerationCall& ca
   if (cache_salt_) {
     const bool allowed = !cache_salt_->empty() && cache_salt_->size() <= 128 &&
                          cache_salt_->find_first_of(std::string_view("@/\\\0", 4)) == std::string::npos;
-    if (!allowed) return BadRequest("cache_salt", "cache_salt must have 1 to 128 bytes and none of @ / \\ NUL.");
+    if (!allowed)
+      return BadRequest("cache_salt", "cache_salt must have 1 to 128 bytes and none of @ / \\ NUL.");
     call.cache_salt = *cache_salt_;
   }
   return {};
@@ -256,8 +266,8 @@ ApiStatus SamplingFields::CheckLogprobs(const CallRules& rules, GenerationCall& 
     if (value < -1) return BrokenRule(name, Format("`{}` must be non-negative or -1, got {}.", name, value));
     const int64_t wanted = value == -1 ? rules.vocab_size : value;
     if (wanted > max) {
-      return BadRequest(name, Format("Requested {} logprobs of {}, which is greater than max allowed: {}.", what,
-                                     wanted, max));
+      return BadRequest(name, Format("Requested {} logprobs of {}, which is greater than max allowed: {}.",
+                                     what, wanted, max));
     }
     return static_cast<int32_t>(wanted);
   };

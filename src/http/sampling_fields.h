@@ -1,5 +1,5 @@
-// The fields that both generation endpoints share: sampling, lengths, logprobs, streaming; and the names that are
-// refused. Used by the two call parsers only.
+// The fields that both generation endpoints share: sampling, lengths, logprobs, streaming; and the names that
+// are refused. Used by the two call parsers only.
 #pragma once
 
 #include <optional>

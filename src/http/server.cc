@@ -1,5 +1,5 @@
-// Connections on Boost.Asio, as state machines driven by "readable" and "writable": an idle or waiting connection
-// owns no buffer at all. See server.h.
+// Connections on Boost.Asio, as state machines driven by "readable" and "writable": an idle or waiting
+// connection owns no buffer at all. See server.h.
 #include "http/server.h"
 
 #include <sys/resource.h>
@@ -33,20 +33,34 @@ constexpr std::chrono::seconds kLingerDeadline{2};       // for the client to re
 
 std::string_view ReasonPhrase(int status) {
   switch (status) {
-    case 200: return "OK";
-    case 400: return "Bad Request";
-    case 401: return "Unauthorized";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 408: return "Request Timeout";
-    case 413: return "Payload Too Large";
-    case 417: return "Expectation Failed";
-    case 429: return "Too Many Requests";
-    case 431: return "Request Header Fields Too Large";
-    case 500: return "Internal Server Error";
-    case 501: return "Not Implemented";
-    case 503: return "Service Unavailable";
-    default: return "Unknown";
+    case 200:
+      return "OK";
+    case 400:
+      return "Bad Request";
+    case 401:
+      return "Unauthorized";
+    case 404:
+      return "Not Found";
+    case 405:
+      return "Method Not Allowed";
+    case 408:
+      return "Request Timeout";
+    case 413:
+      return "Payload Too Large";
+    case 417:
+      return "Expectation Failed";
+    case 429:
+      return "Too Many Requests";
+    case 431:
+      return "Request Header Fields Too Large";
+    case 500:
+      return "Internal Server Error";
+    case 501:
+      return "Not Implemented";
+    case 503:
+      return "Service Unavailable";
+    default:
+      return "Unknown";
   }
 }
 
@@ -62,7 +76,8 @@ rlim_t RaiseDescriptorLimit() {
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);
   limit.rlim_cur = limit.rlim_max;
-  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) LogWarning("RLIMIT_NOFILE cannot be raised to {}", limit.rlim_max);
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0)
+    LogWarning("RLIMIT_NOFILE cannot be raised to {}", limit.rlim_max);
   ::getrlimit(RLIMIT_NOFILE, &limit);
   return limit.rlim_cur;
 }
@@ -193,7 +208,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 void ConnectionExchange::AppendHead(std::string& out, int status, std::string_view content_type,
                                     const std::vector<std::pair<std::string, std::string>>& headers) {
   record_.status = status;
-  out += Format("HTTP/1.1 {} {}\r\nServer: tessera\r\nDate: {}\r\n", status, ReasonPhrase(status), HttpDate());
+  out +=
+      Format("HTTP/1.1 {} {}\r\nServer: tessera\r\nDate: {}\r\n", status, ReasonPhrase(status), HttpDate());
   if (!content_type.empty()) out += Format("Content-Type: {}\r\n", content_type);
   for (const auto& [name, value] : headers) out += Format("{}: {}\r\n", name, value);
   if (!keep_alive_) {
@@ -257,7 +273,9 @@ void ConnectionExchange::End() {
   connection->OnExchangeEnded(keep_alive_);
 }
 
-size_t ConnectionExchange::unsent_bytes() const { return connection_ ? connection_->unsent_bytes() : 0; }
+size_t ConnectionExchange::unsent_bytes() const {
+  return connection_ ? connection_->unsent_bytes() : 0;
+}
 
 void Connection::WaitReadable() {
   if (waiting_readable_ || phase_ == Phase::kClosed) return;
@@ -276,8 +294,8 @@ void Connection::OnReadable(error_code error) {
   if (phase_ == Phase::kLingering || close_when_drained_) return WaitReadable();
   reader_.Append({server_->scratch.data(), size});
   Advance();
-  // While a request is answered the wait only serves to notice that the client leaves; a client that sends ever
-  // more requests without reading answers is not listened to until it does.
+  // While a request is answered the wait only serves to notice that the client leaves; a client that sends
+  // ever more requests without reading answers is not listened to until it does.
   if (reader_.buffered_bytes() < kMaxPipelinedBytes) WaitReadable();
 }
 
@@ -321,7 +339,9 @@ void Connection::OnHeader() {
   }
 }
 
-void Connection::ReleaseBody() { server_->body_bytes_in_all -= std::exchange(body_reserved_, 0); }
+void Connection::ReleaseBody() {
+  server_->body_bytes_in_all -= std::exchange(body_reserved_, 0);
+}
 
 void Connection::Dispatch() {
   ReleaseBody();
@@ -342,7 +362,8 @@ void Connection::Dispatch() {
 void Connection::RefuseBytes() {
   ReleaseBody();
   // A body that was not going to be used and is too long to be skipped.
-  if (reader_.status() == 413 && early_answer_) return AnswerAndClose(*std::exchange(early_answer_, std::nullopt));
+  if (reader_.status() == 413 && early_answer_)
+    return AnswerAndClose(*std::exchange(early_answer_, std::nullopt));
   AnswerAndClose(server_->hooks.refuse(reader_.status(), reader_.reason()));
 }
 
@@ -514,7 +535,9 @@ void HttpServer::Content::CloseAll() {
 }
 
 HttpServer::HttpServer(std::unique_ptr<Content> content) : content_(std::move(content)) {}
-HttpServer::~HttpServer() { Stop(); }
+HttpServer::~HttpServer() {
+  Stop();
+}
 
 Result<std::unique_ptr<HttpServer>> HttpServer::Listen(const ServerOptions& options) {
   auto content = std::make_unique<Content>(options);
@@ -525,7 +548,8 @@ Result<std::unique_ptr<HttpServer>> HttpServer::Listen(const ServerOptions& opti
   const auto addresses = resolver.resolve(options.host, std::to_string(options.port),
                                           tcp::resolver::passive | tcp::resolver::numeric_service, error);
   if (error || addresses.empty()) {
-    return Fail(ErrorKind::kUnavailable, "the host name {} cannot be resolved: {}", options.host, error.message());
+    return Fail(ErrorKind::kUnavailable, "the host name {} cannot be resolved: {}", options.host,
+                error.message());
   }
   const tcp::endpoint endpoint = addresses.begin()->endpoint();
   content->acceptor.open(endpoint.protocol(), error);
@@ -533,7 +557,8 @@ Result<std::unique_ptr<HttpServer>> HttpServer::Listen(const ServerOptions& opti
   if (!error) content->acceptor.bind(endpoint, error);
   if (!error) content->acceptor.listen(4096, error);
   if (error) {
-    return Fail(ErrorKind::kUnavailable, "cannot listen on {}:{}: {}", options.host, options.port, error.message());
+    return Fail(ErrorKind::kUnavailable, "cannot listen on {}:{}: {}", options.host, options.port,
+                error.message());
   }
   content->bound_port = content->acceptor.local_endpoint(error).port();
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(content)));
@@ -548,11 +573,21 @@ void HttpServer::Start(ServerHooks hooks) {
   content.thread = std::thread([&content] { content.io.run(); });
 }
 
-int HttpServer::port() const { return content_->bound_port; }
-const ServerOptions& HttpServer::options() const { return content_->options; }
-size_t HttpServer::num_connections() const { return content_->connections.size(); }
-void HttpServer::Post(std::function<void()> job) { asio::post(content_->io, std::move(job)); }
-void HttpServer::RunInBackground(std::function<void()> job) { asio::post(content_->background, std::move(job)); }
+int HttpServer::port() const {
+  return content_->bound_port;
+}
+const ServerOptions& HttpServer::options() const {
+  return content_->options;
+}
+size_t HttpServer::num_connections() const {
+  return content_->connections.size();
+}
+void HttpServer::Post(std::function<void()> job) {
+  asio::post(content_->io, std::move(job));
+}
+void HttpServer::RunInBackground(std::function<void()> job) {
+  asio::post(content_->background, std::move(job));
+}
 
 bool HttpServer::WaitUntilIdle(std::chrono::nanoseconds limit) {
   std::unique_lock lock(content_->idle_mutex);

@@ -1,6 +1,6 @@
-// HTTP/1.1 connections over TCP: limits, keep-alive, pipelining, deadlines, slow readers, server-sent events, and
-// noticing that a client left. It knows no routes and no JSON; handlers.cc answers. Boost.Asio stays in server.cc.
-// One thread (the "io thread") owns all connections; handlers run there and must not block.
+// HTTP/1.1 connections over TCP: limits, keep-alive, pipelining, deadlines, slow readers, server-sent events,
+// and noticing that a client left. It knows no routes and no JSON; handlers.cc answers. Boost.Asio stays in
+// server.cc. One thread (the "io thread") owns all connections; handlers run there and must not block.
 #pragma once
 
 #include <chrono>
@@ -33,8 +33,8 @@ struct ExchangeRecord {
   size_t response_bytes = 0;  // head and body
 };
 
-// The answering side of one request. Used on the io thread only. Answer() or EndEvents() is called once; after
-// either, or after the client left, everything does nothing.
+// The answering side of one request. Used on the io thread only. Answer() or EndEvents() is called once;
+// after either, or after the client left, everything does nothing.
 class Exchange {
  public:
   virtual ~Exchange() = default;

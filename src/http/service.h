@@ -19,13 +19,13 @@ namespace tessera {
 
 class Generation;
 
-// Requests whose outbox has news, told by the engine thread and read on the io thread: one wake-up for all news of a
-// step. Outlives the server where an outbox still holds it.
+// Requests whose outbox has news, told by the engine thread and read on the io thread: one wake-up for all
+// news of a step. Outlives the server where an outbox still holds it.
 class NewsList {
  public:
   explicit NewsList(HttpServer& server) : server_(&server) {}
   void Add(std::weak_ptr<Generation> generation);  // any thread
-  void Close();  // nothing is delivered any more; the server may go
+  void Close();                                    // nothing is delivered any more; the server may go
 
  private:
   static void Deliver(const std::shared_ptr<NewsList>& list);
@@ -56,7 +56,9 @@ struct Service {
   int load = 0;                       // generation requests being served
   uint64_t num_requests = 0;
 
-  PromptRules prompt_rules() const { return {options, model.tokenizer, model.chat_template, max_token_bytes}; }
+  PromptRules prompt_rules() const {
+    return {options, model.tokenizer, model.chat_template, max_token_bytes};
+  }
   CallRules call_rules() const { return {options, model.tokenizer.vocab_size()}; }
 };
 

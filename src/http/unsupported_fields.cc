@@ -1,5 +1,5 @@
-// Names of request fields that are documented but not served: refused or ignored, never half done. Declared in
-// sampling_fields.h.
+// Names of request fields that are documented but not served: refused or ignored, never half done. Declared
+// in sampling_fields.h.
 #include <algorithm>
 #include <mutex>
 #include <set>
@@ -11,13 +11,15 @@ namespace tessera {
 namespace {
 
 constexpr std::string_view kRefused[] = {
-    "logits_processors",    "kv_transfer_params", "documents",          "truncate_prompt_tokens",
-    "logprob_token_ids",    "repetition_detection", "structured_outputs", "guided_json",
-    "guided_regex",         "guided_choice",      "guided_grammar",     "structural_tag",
-    "mm_processor_kwargs",  "media_io_kwargs",    "audio",              "lora_request",
-    "ec_transfer_params"};
+    "logits_processors",      "kv_transfer_params", "documents",
+    "truncate_prompt_tokens", "logprob_token_ids",  "repetition_detection",
+    "structured_outputs",     "guided_json",        "guided_regex",
+    "guided_choice",          "guided_grammar",     "structural_tag",
+    "mm_processor_kwargs",    "media_io_kwargs",    "audio",
+    "lora_request",           "ec_transfer_params"};
 constexpr std::string_view kRefusedWhenTrue[] = {"use_beam_search", "return_prompt_text"};
-constexpr std::string_view kIgnored[] = {"guided_decoding_backend", "guided_whitespace_pattern", "vllm_xargs"};
+constexpr std::string_view kIgnored[] = {"guided_decoding_backend", "guided_whitespace_pattern",
+                                         "vllm_xargs"};
 
 void WarnOnce(std::string_view name) {
   static std::mutex mutex;
@@ -39,9 +41,10 @@ ApiStatus RefuseTools(FieldReader& fields) {
     return NotSupported("tool_choice", "a tool_choice other than \"none\"");
   }
   if (!tools) return {};
-  return NotSupported(choice ? "tool_choice" : "tools",
-                      "\"auto\" tool choice (which requires --enable-auto-tool-choice and --tool-call-parser to be "
-                      "set)");
+  return NotSupported(
+      choice ? "tool_choice" : "tools",
+      "\"auto\" tool choice (which requires --enable-auto-tool-choice and --tool-call-parser to be "
+      "set)");
 }
 
 ApiStatus RefuseResponseFormat(FieldReader& fields) {
@@ -69,7 +72,8 @@ ApiStatus RefuseUnsupported(FieldReader& fields, CallKind kind) {
   for (const std::string_view name : kIgnored) {
     if (fields.Has(name)) WarnOnce(name);
   }
-  for (const std::string_view known : {"user", "session_id", "length_penalty", "truncation_side"}) fields.Get(known);
+  for (const std::string_view known : {"user", "session_id", "length_penalty", "truncation_side"})
+    fields.Get(known);
   if (const auto budget = fields.Int("thinking_token_budget"); budget.value_or(-1) != -1) {
     return NotSupported("thinking_token_budget", "a limited thinking_token_budget");
   }
@@ -77,20 +81,23 @@ ApiStatus RefuseUnsupported(FieldReader& fields, CallKind kind) {
     return NotSupported("stream_interval", "a stream_interval other than 1");
   }
   if (const auto priority = fields.Int("priority"); priority.value_or(0) != 0) {
-    return BadRequest("priority", "a priority other than 0 needs --scheduling-policy priority, which is not "
-                                  "supported by Tessera.");
+    return BadRequest("priority",
+                      "a priority other than 0 needs --scheduling-policy priority, which is not "
+                      "supported by Tessera.");
   }
   if (auto status = RefuseResponseFormat(fields); !status) return status;
   if (kind == CallKind::kChat) {
     if (fields.Bool("echo", false)) return NotSupported("echo", "echo of a chat message");
     if (fields.Has("chat_template")) {
-      return std::unexpected(ApiError{.message = "A chat template in a request is not trusted and not supported by "
-                                                 "Tessera; serve uses the template of the model or of "
-                                                 "--chat-template."});
+      return std::unexpected(ApiError{.message =
+                                          "A chat template in a request is not trusted and not supported by "
+                                          "Tessera; serve uses the template of the model or of "
+                                          "--chat-template."});
     }
     return RefuseTools(fields);
   }
-  if (const JsonValue* suffix = fields.Get("suffix"); suffix && (!suffix->AsString() || !suffix->AsString()->empty())) {
+  if (const JsonValue* suffix = fields.Get("suffix");
+      suffix && (!suffix->AsString() || !suffix->AsString()->empty())) {
     return NotSupported("suffix", "suffix");
   }
   if (fields.Has("prompt_embeds")) return NotSupported("prompt_embeds", "prompt_embeds");
@@ -100,13 +107,14 @@ ApiStatus RefuseUnsupported(FieldReader& fields, CallKind kind) {
 ApiStatus CheckModel(FieldReader& fields, const ApiOptions& options) {
   const auto name = fields.String("model");
   if (!name) return {};
-  if (std::find(options.model_names.begin(), options.model_names.end(), *name) != options.model_names.end()) return {};
+  if (std::find(options.model_names.begin(), options.model_names.end(), *name) != options.model_names.end())
+    return {};
   // An endless name is not repeated in full.
-  return std::unexpected(ApiError{.status = 404,
-                                  .type = "NotFoundError",
-                                  .message = Format("The model `{}` does not exist.",
-                                                    RepairUtf8(std::string_view(*name).substr(0, 512))),
-                                  .param = "model"});
+  return std::unexpected(ApiError{
+      .status = 404,
+      .type = "NotFoundError",
+      .message = Format("The model `{}` does not exist.", RepairUtf8(std::string_view(*name).substr(0, 512))),
+      .param = "model"});
 }
 
 }  // namespace tessera

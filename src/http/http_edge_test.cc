@@ -43,12 +43,14 @@ int StatusOf(std::string_view text) {
   return whole;
 }
 
-constexpr std::string_view kPost = "POST /v1/completions?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+constexpr std::string_view kPost =
+    "POST /v1/completions?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
 constexpr std::string_view kChunked =
     "POST /p HTTP/1.1\r\nhost: a\r\nTransfer-Encoding: Chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n";
 
 TEST(Http1Test, ReadsPipelinedRequestsInAnyCut) {
-  const std::string text = std::string(kPost) + std::string(kChunked) + "GET /health HTTP/1.0\r\n\r\n" + std::string(kPost);
+  const std::string text =
+      std::string(kPost) + std::string(kChunked) + "GET /health HTTP/1.0\r\n\r\n" + std::string(kPost);
   for (size_t piece = 1; piece <= text.size(); ++piece) {
     const Outcome outcome = Read(text, piece);
     ASSERT_EQ(outcome.requests.size(), 4u) << piece;
@@ -98,20 +100,22 @@ TEST(Http1Test, RefusesSmuggling) {
 }
 
 TEST(Http1Test, RefusesBrokenRequestLines) {
-  for (std::string_view line : {"GET /", "GET / HTTP/2.0", "GET / HTTP/1.2", "GET  / HTTP/1.1", " GET / HTTP/1.1",
-                                "G(T / HTTP/1.1", "GET /a b HTTP/1.1", "GET / HTTP/1.1 ", "GET / http/1.1", ""}) {
+  for (std::string_view line :
+       {"GET /", "GET / HTTP/2.0", "GET / HTTP/1.2", "GET  / HTTP/1.1", " GET / HTTP/1.1", "G(T / HTTP/1.1",
+        "GET /a b HTTP/1.1", "GET / HTTP/1.1 ", "GET / http/1.1", ""}) {
     EXPECT_EQ(StatusOf(std::string(line) + "\r\nHost: a\r\n\r\n"), 400) << line;
   }
   EXPECT_EQ(StatusOf("GET / HTTP/1.1\r\n\r\n"), 400);  // no Host
-  EXPECT_EQ(StatusOf("\x16\x03\x01\x02\n"), 400);        // a TLS hello
+  EXPECT_EQ(StatusOf("\x16\x03\x01\x02\n"), 400);      // a TLS hello
   EXPECT_EQ(StatusOf("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 400);
 }
 
 TEST(Http1Test, RefusesBrokenChunks) {
-  for (std::string_view body :
-       {"-1\r\nx\r\n0\r\n\r\n", "fffffffffffffffff\r\nx", "x\r\n\r\n\r\n", "3;a=b\r\nhel\r\n0\r\n\r\n", "3\nhel\r\n",
-        "3\r\nhelX\r\n0\r\n\r\n", "3 \r\nhel\r\n0\r\n\r\n", "\r\n\r\n0\r\n\r\n", "0;x\r\n\r\n"}) {
-    EXPECT_EQ(StatusOf("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + std::string(body)), 400)
+  for (std::string_view body : {"-1\r\nx\r\n0\r\n\r\n", "fffffffffffffffff\r\nx", "x\r\n\r\n\r\n",
+                                "3;a=b\r\nhel\r\n0\r\n\r\n", "3\nhel\r\n", "3\r\nhelX\r\n0\r\n\r\n",
+                                "3 \r\nhel\r\n0\r\n\r\n", "\r\n\r\n0\r\n\r\n", "0;x\r\n\r\n"}) {
+    EXPECT_EQ(
+        StatusOf("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + std::string(body)), 400)
         << body;
   }
   std::string endless = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n";
@@ -126,8 +130,13 @@ TEST(Http1Test, Limits) {
   // Refused when the header is complete, before any byte of the body.
   EXPECT_EQ(Read("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n", 7, limits).status, 413);
   EXPECT_EQ(Read("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-                 "6\r\nabcdef\r\n6\r\nabcdef\r\n0\r\n\r\n", 7, limits).status, 413);
-  EXPECT_EQ(Read("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789", 7, limits).requests.size(), 1u);
+                 "6\r\nabcdef\r\n6\r\nabcdef\r\n0\r\n\r\n",
+                 7, limits)
+                .status,
+            413);
+  EXPECT_EQ(
+      Read("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789", 7, limits).requests.size(),
+      1u);
 }
 
 TEST(Http1Test, LimitBodyAppliesToTheRequestBeingRead) {
