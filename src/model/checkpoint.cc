@@ -11,7 +11,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "model/json.h"
+#include "base/json.h"
 #include "model/tensor_check.h"
 #include "model/tensor_table.h"
 
@@ -45,18 +45,18 @@ Status ReadIndex(const std::string& path, Index& index) {
   if (map == nullptr || !map->is_object()) {
     return Invalid("{}: weight_map is {}, an object is wanted", path, map == nullptr ? "missing" : map->Describe());
   }
-  for (const JsonMember& member : map->members) {
-    const std::string tensor = Printable(member.name);
-    if (!member.value.is_text() || !IsShardName(member.value.text)) {
+  for (const JsonMember& member : map->members()) {
+    const std::string tensor = Printable(member.key);
+    if (!member.value.is_text() || !IsShardName(member.value.text())) {
       return Invalid("{}: tensor {} lies in {}, the name of a .safetensors file of this folder is wanted", path,
                      tensor, member.value.Describe());
     }
-    const auto [at, added] = index.file_of.emplace(member.name, member.value.text);
-    if (!added && at->second != member.value.text) {
-      return Invalid("{}: tensor {} lies in {}, but another index says {}", path, tensor, member.value.text,
+    const auto [at, added] = index.file_of.emplace(member.key, member.value.text());
+    if (!added && at->second != member.value.text()) {
+      return Invalid("{}: tensor {} lies in {}, but another index says {}", path, tensor, member.value.text(),
                      at->second);
     }
-    index.said_by.emplace(member.value.text, path);
+    index.said_by.emplace(member.value.text(), path);
   }
   return {};
 }
@@ -68,14 +68,14 @@ Status ReadDescription(const std::string& path, QuantDescription& description) {
   description.path = path;
   ASSIGN_OR_RETURN(const JsonValue root, ReadJsonFile(path));
   if (!root.is_object()) return Invalid("{} holds {}, an object is wanted", path, root.Describe());
-  for (const JsonMember& member : root.members) {
+  for (const JsonMember& member : root.members()) {
     // Other keys (version, model_quant_type, ...) describe no tensor.
-    if (!member.name.starts_with("model.") && !member.name.starts_with("lm_head.")) continue;
+    if (!member.key.starts_with("model.") && !member.key.starts_with("lm_head.")) continue;
     if (!member.value.is_text()) {
-      return Invalid("{}: tensor {} is {}, a scheme's name is wanted", path, Printable(member.name),
+      return Invalid("{}: tensor {} is {}, a scheme's name is wanted", path, Printable(member.key),
                      member.value.Describe());
     }
-    description.kinds.emplace(Printable(member.name), Printable(member.value.text));
+    description.kinds.emplace(Printable(member.key), Printable(member.value.text()));
   }
   return {};
 }

@@ -7,7 +7,7 @@
 #include <span>
 
 #include "base/file.h"
-#include "model/json.h"
+#include "base/json.h"
 
 namespace tessera {
 namespace {
@@ -38,40 +38,40 @@ class FieldReader {
 
   const JsonValue* Find(std::string_view name) const {
     const JsonValue* value = object_.Find(name);
-    return value != nullptr && value->kind != JsonValue::Kind::kNull ? value : nullptr;
+    return value != nullptr && !value->is_null() ? value : nullptr;
   }
 
   int Integer(std::string_view name, int min, int max, std::optional<int> absent = std::nullopt) {
     const JsonValue* value = Find(name);
     if (value == nullptr && absent) return *absent;
-    if (value == nullptr || !value->is_integer() || value->integer < min || value->integer > max) {
+    if (value == nullptr || !value->is_integer() || value->integer() < min || value->integer() > max) {
       Refuse(name, Format("a whole number from {} to {} is wanted", min, max));
       return min;
     }
-    return static_cast<int>(value->integer);
+    return static_cast<int>(value->integer());
   }
 
   double Number(std::string_view name, double min, double max, std::optional<double> absent = std::nullopt) {
     const JsonValue* value = Find(name);
     if (value == nullptr && absent) return *absent;
-    if (value == nullptr || !value->is_number() || !(value->real >= min && value->real <= max)) {
+    if (value == nullptr || !value->is_number() || !(value->number() >= min && value->number() <= max)) {
       Refuse(name, Format("a number from {} to {} is wanted", min, max));
       return min;
     }
-    return value->real;
+    return value->number();
   }
 
   // The field must say `wanted`, or be absent where `may_be_absent`.
   void MustBeText(std::string_view name, std::string_view wanted, bool may_be_absent) {
     const JsonValue* value = Find(name);
     if (value == nullptr && may_be_absent) return;
-    if (value == nullptr || !value->is_text() || value->text != wanted) {
+    if (value == nullptr || !value->is_text() || value->text() != wanted) {
       Refuse(name, Format("only \"{}\" is supported", wanted));
     }
   }
   void MustBeBool(std::string_view name, bool wanted) {
     const JsonValue* value = Find(name);
-    if (value != nullptr && (value->kind != JsonValue::Kind::kBool || value->boolean != wanted)) {
+    if (value != nullptr && (value->AsBool() == nullptr || *value->AsBool() != wanted)) {
       Refuse(name, Format("only {} is supported", wanted));
     }
   }
@@ -84,14 +84,14 @@ class FieldReader {
     const JsonValue* value = Find(name);
     std::vector<int32_t> ids;
     if (value == nullptr) return ids;
-    const bool is_list = value->kind == JsonValue::Kind::kArray;
-    const std::span<const JsonValue> list = is_list ? std::span(value->items) : std::span(value, 1);
+    const bool is_list = value->is_array();
+    const std::span<const JsonValue> list = is_list ? std::span(value->items()) : std::span(value, 1);
     for (const JsonValue& id : list) {
-      if (!id.is_integer() || id.integer < 0 || id.integer >= limit) {
+      if (!id.is_integer() || id.integer() < 0 || id.integer() >= limit) {
         Refuse(name, Format("{} is not a token id below {}", id.Describe(), limit));
         return {};
       }
-      ids.push_back(static_cast<int32_t>(id.integer));
+      ids.push_back(static_cast<int32_t>(id.integer()));
     }
     return ids;
   }
@@ -114,11 +114,11 @@ class FieldReader {
 
 void CheckKind(FieldReader& fields) {
   const JsonValue* architectures = fields.Find("architectures");
-  if (architectures == nullptr || architectures->items.size() != 1 ||
-      architectures->items[0].text != "DeepseekV3ForCausalLM") {
-    const bool one = architectures != nullptr && architectures->items.size() == 1;
+  if (architectures == nullptr || architectures->items().size() != 1 ||
+      architectures->items()[0].text() != "DeepseekV3ForCausalLM") {
+    const bool one = architectures != nullptr && architectures->items().size() == 1;
     fields.Refuse(Format("architectures is {}: only [\"DeepseekV3ForCausalLM\"] is supported",
-                         one ? "[" + architectures->items[0].Describe() + "]"
+                         one ? "[" + architectures->items()[0].Describe() + "]"
                              : (architectures == nullptr ? "missing" : architectures->Describe())));
   }
   fields.MustBeText("model_type", "deepseek_v3", false);
@@ -212,12 +212,12 @@ void ReadRope(FieldReader& fields, ModelConfig& config) {
       "type", "rope_type", "rope_theta", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
       "original_max_position_embeddings"};
   FieldReader rope(*object, fields.where() + ": " + std::string(name));
-  for (const JsonMember& member : object->members) {
-    if (std::ranges::find(kKnown, member.name) == kKnown.end()) rope.Refuse(member.name, "not supported");
+  for (const JsonMember& member : object->members()) {
+    if (std::ranges::find(kKnown, member.key) == kKnown.end()) rope.Refuse(member.key, "not supported");
   }
   config.rope_theta = rope.Number("rope_theta", 1.0001, 1e12, config.rope_theta);
   const JsonValue* type = rope.Find("rope_type") != nullptr ? rope.Find("rope_type") : rope.Find("type");
-  if (type != nullptr && type->text == "default") {
+  if (type != nullptr && type->text() == "default") {
     rope.MustBeText("type", "default", true);
   } else {
     rope.MustBeText("rope_type", "yarn", true);
@@ -241,11 +241,11 @@ void ReadQuantization(FieldReader& fields, ModelConfig& config) {
   if (method == nullptr || !method->is_text()) {
     return fields.Refuse("quantization_config.quant_method is missing or no text");
   }
-  if (std::ranges::find(kQuantMethods, method->text) == kQuantMethods.end()) {
+  if (std::ranges::find(kQuantMethods, method->text()) == kQuantMethods.end()) {
     return fields.Refuse(Format("quantization_config.quant_method is {}: known are {}", method->Describe(),
                                 fmt::join(kQuantMethods, ", ")));
   }
-  config.quant_method = method->text;
+  config.quant_method = method->text();
 }
 
 Result<ModelConfig> ReadConfig(std::string_view json, const std::string& where) {

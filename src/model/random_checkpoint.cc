@@ -13,7 +13,7 @@
 #include "kernels/kernels.h"
 #include "model/checkpoint_texts.h"
 #include "model/jobs.h"
-#include "model/json.h"
+#include "base/json.h"
 #include "model/random_tensor.h"
 #include "model/shard_writer.h"
 #include "model/tensor_table.h"
@@ -181,9 +181,9 @@ Result<int64_t> HighestId(const std::string& path) {
     return Invalid("{}: no model.vocab object or no added_tokens: not a BPE tokenizer", path);
   }
   int64_t highest = -1;
-  for (const JsonMember& token : vocabulary->members) highest = std::max(highest, token.value.integer);
-  for (const JsonValue& token : added->items) {
-    if (const JsonValue* id = token.Find("id"); id != nullptr) highest = std::max(highest, id->integer);
+  for (const JsonMember& token : vocabulary->members()) highest = std::max(highest, token.value.integer());
+  for (const JsonValue& token : added->items()) {
+    if (const JsonValue* id = token.Find("id"); id != nullptr) highest = std::max(highest, id->integer());
   }
   return highest;
 }

@@ -9,7 +9,7 @@
 #include <optional>
 
 #include "base/check.h"
-#include "model/json.h"
+#include "base/json.h"
 
 namespace tessera {
 namespace {
@@ -51,35 +51,35 @@ Result<TensorEntry> ParseEntry(const JsonValue& value, const std::string& subjec
   const JsonValue* dtype = value.Find("dtype");
   const JsonValue* shape = value.Find("shape");
   const JsonValue* offsets = value.Find("data_offsets");
-  if (dtype == nullptr || shape == nullptr || offsets == nullptr || value.members.size() != 3) {
+  if (dtype == nullptr || shape == nullptr || offsets == nullptr || value.members().size() != 3) {
     return Invalid("{}: must have exactly dtype, shape and data_offsets", subject);
   }
   TensorEntry entry;
-  const auto row = std::ranges::find(kDtypes, dtype->text, &DtypeRow::name);
+  const auto row = std::ranges::find(kDtypes, dtype->text(), &DtypeRow::name);
   if (!dtype->is_text() || row == kDtypes.end()) {
     return Invalid("{}: dtype {} is not supported (BF16, F16, F32, F8_E4M3, I8, U8, I32 and I64 are read)", subject,
                    dtype->Describe());
   }
   entry.dtype = row->dtype;
-  if (shape->kind != JsonValue::Kind::kArray || shape->items.size() > kMaxDimensions) {
+  if (!shape->is_array() || shape->items().size() > kMaxDimensions) {
     return Invalid("{}: shape is {}, an array of at most {} sizes is wanted", subject, shape->Describe(),
                    kMaxDimensions);
   }
   std::optional<uint64_t> bytes = static_cast<uint64_t>(row->bytes);
-  for (const JsonValue& size : shape->items) {
-    if (!size.is_integer() || size.integer < 0) {
+  for (const JsonValue& size : shape->items()) {
+    if (!size.is_integer() || size.integer() < 0) {
       return Invalid("{}: shape holds {}, sizes are whole numbers from 0", subject, size.Describe());
     }
-    entry.shape.push_back(size.integer);
-    if (bytes) bytes = Product(*bytes, static_cast<uint64_t>(size.integer));
+    entry.shape.push_back(size.integer());
+    if (bytes) bytes = Product(*bytes, static_cast<uint64_t>(size.integer()));
   }
   if (!bytes) return Invalid("{}: shape {} overflows 64 bits", subject, entry.shape);
-  if (offsets->kind != JsonValue::Kind::kArray || offsets->items.size() != 2 || !offsets->items[0].is_integer() ||
-      !offsets->items[1].is_integer() || offsets->items[0].integer < 0) {
+  if (!offsets->is_array() || offsets->items().size() != 2 || !offsets->items()[0].is_integer() ||
+      !offsets->items()[1].is_integer() || offsets->items()[0].integer() < 0) {
     return Invalid("{}: data_offsets must be two whole numbers from 0", subject);
   }
-  const int64_t begin = offsets->items[0].integer;
-  const int64_t end = offsets->items[1].integer;
+  const int64_t begin = offsets->items()[0].integer();
+  const int64_t end = offsets->items()[1].integer();
   if (end < begin || static_cast<uint64_t>(end) > data_bytes) {
     return Invalid("{}: data_offsets {} to {} do not lie in the file's {} bytes of data", subject, begin, end,
                    data_bytes);
@@ -126,14 +126,14 @@ Status CheckMetadata(const JsonValue& header, const std::string& path) {
   if (!metadata->is_object()) {
     return Invalid("{}: __metadata__ is {}, an object is wanted", path, metadata->Describe());
   }
-  for (const JsonMember& member : metadata->members) {
+  for (const JsonMember& member : metadata->members()) {
     if (!member.value.is_text()) {
-      return Invalid("{}: __metadata__.{} is {}, text is wanted", path, Printable(member.name),
+      return Invalid("{}: __metadata__.{} is {}, text is wanted", path, Printable(member.key),
                      member.value.Describe());
     }
-    if (member.name != kMetadata && header.Find(member.name) != nullptr) {
+    if (member.key != kMetadata && header.Find(member.key) != nullptr) {
       return Invalid("{}: tensor {} is named in __metadata__, which marks packed int4: not supported", path,
-                     Printable(member.name));
+                     Printable(member.key));
     }
   }
   return {};
@@ -173,20 +173,20 @@ Result<TensorMap> ParseSafetensorsHeader(std::string_view head, uint64_t file_by
   const std::string_view text = head.substr(kLengthBytes, header_bytes);
   if (!text.starts_with('{')) return Invalid("{}: the header does not begin with '{{'", path);
   ASSIGN_OR_RETURN(const JsonValue header, ParseJson(text, path + ": the header",
-                                                     {.max_bytes = kMaxHeaderBytes, .max_depth = 4}));
+                                                     {.max_depth = 4}));
   RETURN_IF_ERROR(CheckMetadata(header, path));
   const uint64_t data_begin = kLengthBytes + header_bytes;
   const uint64_t data_bytes = file_bytes - data_begin;
   TensorMap tensors;
-  for (const JsonMember& member : header.members) {
-    if (member.name == kMetadata) continue;
-    if (!IsPlainName(member.name)) {
+  for (const JsonMember& member : header.members()) {
+    if (member.key == kMetadata) continue;
+    if (!IsPlainName(member.key)) {
       return Invalid("{}: tensor name \"{}\": 1 to {} printable ASCII characters are wanted", path,
-                     Printable(member.name), kMaxNameBytes);
+                     Printable(member.key), kMaxNameBytes);
     }
-    ASSIGN_OR_RETURN(TensorEntry entry, ParseEntry(member.value, path + ": tensor " + member.name, data_bytes));
+    ASSIGN_OR_RETURN(TensorEntry entry, ParseEntry(member.value, path + ": tensor " + member.key, data_bytes));
     entry.file = path;
-    tensors.emplace_hint(tensors.end(), member.name, std::move(entry));
+    tensors.emplace_hint(tensors.end(), member.key, std::move(entry));
   }
   RETURN_IF_ERROR(CheckCover(tensors, data_bytes, path));
   for (auto& [name, entry] : tensors) {
