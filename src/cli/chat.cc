@@ -113,11 +113,11 @@ Result<std::string> Turn(Session& session, const TalkOptions& o, const std::stri
       Print(*thought);
     }
     if (auto text = JsonString(chunk, "/choices/0/delta/content"); text && !text->empty()) {
-      if (thinking) {
-        Print(colors ? "\033[0m\n\n" : "\n\n");
-        while (text->starts_with('\n')) text->erase(0, 1);
-      }
-      thinking = thinking && text->empty();
+      // Between thought and answer stands one empty line, whatever the model writes there.
+      while (content.empty() && text->starts_with('\n')) text->erase(0, 1);
+      if (text->empty()) return;
+      if (thinking) Print(colors ? "\033[0m\n\n" : "\n\n");
+      thinking = false;
       content += *text;
       Print(*text);
     }

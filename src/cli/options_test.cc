@@ -154,7 +154,7 @@ TEST(Options, ConfigFile) {
   EXPECT_EQ(JsonNumber(o.engine.override_generation_config, "/temperature"), 0.5);
   write("max-model-len: None\n");
   ExpectHas(Bad({"m", "--config", path}), "--max-model-len: 'None'");
-  write("base: &b {port: 9000}\n<<: *b\n");
+  write("base: 1\n");
   ExpectHas(Bad({"m", "--config", path}), "unknown flag --base");
   write("<<: {port: 9000}\n");
   ExpectHas(Bad({"m", "--config", path}), "merge keys");
