@@ -3,12 +3,6 @@
 // position; systematic differences are errors.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <cmath>
-#include <numeric>
-
-#include "model/model.h"
-#include "model/safetensors.h"
 #include "support/golden.h"
 #include "support/world.h"
 
@@ -22,6 +16,16 @@ TEST_P(GoldenTest, TinyR1MatchesTheSimulation) {
   if (!table) GTEST_SKIP() << table.error().message;
   static const auto model = LoadModel(TinyR1Folder(), kTinyR1Tokens);
   const auto golden = LoadGolden(std::string(TESSERA_SOURCE_DIR) + "/tests/golden/tiny_r1_small.safetensors", "w8a8");
+  ExpectWithinTolerance(CompareWithGolden(*model, golden, **table));
+}
+
+// Plain bf16, dimensions that no vector width divides, positions far beyond YaRN's trained length: against
+// transformers (tests/golden/make_bf16_golden.py).
+TEST_P(GoldenTest, RandomBf16MatchesTransformers) {
+  const auto table = kernels::ForIsa(GetParam());
+  if (!table) GTEST_SKIP() << table.error().message;
+  const auto model = MakeOddModel(RandomFormat::kBf16);
+  const auto golden = LoadGolden(std::string(TESSERA_SOURCE_DIR) + "/tests/golden/random_bf16.safetensors", "bf16");
   ExpectWithinTolerance(CompareWithGolden(*model, golden, **table));
 }
 

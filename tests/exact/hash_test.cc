@@ -215,5 +215,58 @@ TEST(Hash, IsTheSameEverywhere) {
   std::printf("%d of %zu cells\n", tested, rows.size());
 }
 
+// Other shapes: every instruction set and both schemes give what the plain reference gives.
+std::string OddHash(const LoadedModel& model, kernels::Isa isa, int threads, int budget) {
+  std::vector<Request> requests;
+  for (const int length : {1, 2, 17, 90, 33}) {
+    const std::vector<int32_t> tokens = RandomTokens(length, length);
+    Request request{.id = Format("odd-{}", length), .prompt = {},
+                    .sampling = {.temperature = 1, .top_p = 0.9f, .seed = 5, .max_tokens = 12, .ignore_eos = true,
+                                 .num_logprobs = 2, .num_prompt_logprobs = 0}};
+    for (const int32_t token : tokens) request.prompt.push_back(token % model.config.vocab_size);
+    requests.push_back(std::move(request));
+  }
+  WorldOptions options{.isa = isa, .num_threads = threads, .engine = {}};
+  options.engine.block_size = kBlockSize;
+  options.engine.max_model_len = 256;
+  options.engine.max_num_batched_tokens = budget;
+  options.engine.max_num_seqs = 5;
+  options.engine.num_blocks = 100;
+  return HashAnswers(World(model, options).Run(requests));
+}
+
+TEST(Hash, IsTheSameForOddShapes) {
+  for (const RandomFormat format : {RandomFormat::kBf16, RandomFormat::kW8a8}) {
+    const auto model = MakeOddModel(format);
+    const std::string expected = OddHash(*model, kernels::Isa::kScalar, 1, 4096);
+    for (const int isa : kAxes[5]) {
+      if (!kernels::ForIsa(static_cast<kernels::Isa>(isa))) continue;
+      for (const int threads : {1, 2}) {
+        for (const int budget : {5, 31}) {
+          EXPECT_EQ(OddHash(*model, static_cast<kernels::Isa>(isa), threads, budget), expected)
+              << kernels::IsaName(static_cast<kernels::Isa>(isa)) << " " << threads << " " << budget;
+        }
+      }
+    }
+  }
+}
+
+// A model whose expert terms leave the range of fixed point: the request ends with an error that names the layer.
+TEST(Hash, OutOfRangeTermsAreErrorsNotData) {
+  const auto model = MakeOddModel(RandomFormat::kBf16);
+  model->config.routed_scaling_factor = 1e30f;
+  for (const int isa : kAxes[5]) {
+    if (!kernels::ForIsa(static_cast<kernels::Isa>(isa))) continue;
+    WorldOptions options{.isa = static_cast<kernels::Isa>(isa), .engine = {}};
+    options.engine = {.num_blocks = 10, .block_size = kBlockSize, .max_model_len = 128};
+    World world(*model, options);
+    const std::vector<Answer> answers = world.Run({{.id = "doomed", .prompt = {1, 2, 3}, .sampling = {.eos_ids = {1}}}});
+    EXPECT_EQ(answers[0].finish, FinishReason::kError);
+    EXPECT_EQ(answers[0].error.kind, ErrorKind::kInternal);
+    EXPECT_NE(answers[0].error.message.find("layer 1: down_proj"), std::string::npos) << answers[0].error.message;
+    EXPECT_EQ(world.engine().Stats().num_blocks_used, 0);
+  }
+}
+
 }  // namespace
 }  // namespace tessera::test

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <mutex>
 
 #include "base/check.h"
@@ -49,6 +50,18 @@ std::unique_ptr<LoadedModel> LoadModel(const std::string& folder, int num_tokens
   ThreadPool threads(2);
   model->weights = OrDie(Weights::Load(checkpoint, model->config, threads, [](uint64_t, uint64_t) {}));
   model->num_tokens = num_tokens;
+  return model;
+}
+
+std::unique_ptr<LoadedModel> MakeOddModel(RandomFormat format) {
+  RandomCheckpointOptions options = OrDie(RandomPreset("odd"));
+  options.format = format;
+  options.seed = 3;
+  char folder[] = "/tmp/tessera_odd_XXXXXX";
+  CHECK(mkdtemp(folder) != nullptr);
+  OrDie(WriteRandomCheckpoint(folder, options, {}));
+  auto model = LoadModel(folder, options.config.vocab_size);
+  std::filesystem::remove_all(folder);
   return model;
 }
 

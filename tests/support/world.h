@@ -12,6 +12,7 @@
 #include "kernels/kernels.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/random_checkpoint.h"
 #include "model/weights.h"
 
 namespace tessera::test {
@@ -23,6 +24,8 @@ struct LoadedModel {
 };
 // Ends the test program with the loader's message when the folder does not load.
 std::unique_ptr<LoadedModel> LoadModel(const std::string& folder, int num_tokens);
+// The random checkpoint "odd": 6 heads, two shared experts, no dimension that a vector width divides.
+std::unique_ptr<LoadedModel> MakeOddModel(RandomFormat format);
 std::string TinyR1Folder();
 inline constexpr int kTinyR1Tokens = 1794;
 
