@@ -24,7 +24,6 @@ namespace {
 using kernels::Bf16;
 
 constexpr int64_t kChunkElements = int64_t{1} << 20;  // of a tensor, made by one job
-constexpr double kEmbeddingDeviation = 0.02;
 constexpr double kRouterBiasDeviation = 0.01;
 constexpr double kNormDeviation = 0.1;
 constexpr double kBetaDeviation = 0.05;
@@ -220,7 +219,7 @@ RandomTensor RandomWriter::Source(const Work& work) const {
   if (name.ends_with(".embed_tokens.weight")) name = "model.embed_tokens.weight";
   if (name.ends_with(".shared_head.head.weight")) name = "lm_head.weight";
   double deviation = 1 / std::sqrt(static_cast<double>(work.columns()));
-  if (name == "model.embed_tokens.weight") deviation = kEmbeddingDeviation;
+  if (name == "model.embed_tokens.weight") deviation = options_.embedding_deviation;
   if (work.tensor.kind == TensorKind::kRouterBias) deviation = kRouterBiasDeviation;
   if (work.tensor.kind == TensorKind::kNorm) deviation = options_.noise ? kNormDeviation : 0;
   if (name.ends_with(".bias")) deviation = kBetaDeviation;

@@ -25,11 +25,13 @@ struct RandomCheckpointOptions {
   RandomFormat format = RandomFormat::kBf16;
   uint64_t seed = 0;
   bool noise = true;             // norm weights 1 + N(0, 0.1) instead of 1
+  double embedding_deviation = 0.02;
   std::string tokenizer_folder;  // its tokenizer is copied; empty: a byte-level one is written
   uint64_t max_shard_bytes = uint64_t{4} << 30;
 };
 
-// "toy" (24 M parameters), "odd" (dimensions that no vector width divides; shape of the bf16 goldens) or "r1-slice"
+// "toy" (24 M parameters), "odd" (dimensions that no vector width divides, embedding std 2;
+// the model of the bf16 goldens) or "r1-slice"
 // (five layers at R1's widths, 7.4 G parameters; norms are 1).
 Result<RandomCheckpointOptions> RandomPreset(std::string_view name);
 

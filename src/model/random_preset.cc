@@ -142,6 +142,9 @@ Result<RandomCheckpointOptions> RandomPreset(std::string_view name) {
     options.config = Toy();
   } else if (name == "odd") {
     options.config = Odd();
+    // With 0.02 the sublayers make up all of the residual: rounding to bf16 alone then changes the likeliest token
+    // at 6 to 9 % of positions against fp32; with 2 at 0 to 2 %, and goldens can tell an error from rounding.
+    options.embedding_deviation = 2;
   } else if (name == "r1-slice") {
     options.config = R1Slice();
     options.noise = false;
