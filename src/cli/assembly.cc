@@ -17,7 +17,9 @@
 namespace tessera::cli {
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t CeilDiv(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // Shows how far loading is: a bar on a terminal, a line per tenth elsewhere.
 class Progress {
@@ -53,7 +55,8 @@ std::string BytesText(uint64_t bytes) {
 Result<CacheSize> SizeCache(const EngineFlags& flags, const CacheDemand& demand) {
   CacheSize size{.block_bytes = demand.block_bytes};
   const int64_t per_sequence = CeilDiv(demand.max_model_len, flags.block_size);
-  const int64_t most = std::min<int64_t>(flags.max_num_seqs * per_sequence, std::numeric_limits<int32_t>::max());
+  const int64_t most =
+      std::min<int64_t>(flags.max_num_seqs * per_sequence, std::numeric_limits<int32_t>::max());
   std::string source;
   int64_t room = 0;
   if (flags.num_gpu_blocks_override) {
@@ -64,18 +67,21 @@ Result<CacheSize> SizeCache(const EngineFlags& flags, const CacheDemand& demand)
     source = Format("--kv-cache-memory-bytes {}", *flags.kv_cache_memory_bytes);
   } else {
     const double budget = flags.gpu_memory_utilization * static_cast<double>(demand.memory_limit_bytes);
-    const double left = budget - static_cast<double>(demand.weight_bytes) - static_cast<double>(demand.workspace_bytes);
+    const double left =
+        budget - static_cast<double>(demand.weight_bytes) - static_cast<double>(demand.workspace_bytes);
     room = std::max<int64_t>(0, static_cast<int64_t>(left / static_cast<double>(demand.block_bytes)));
     source = Format("--gpu-memory-utilization {} of {}, less {} of weights and {} of workspace",
-                    flags.gpu_memory_utilization, BytesText(demand.memory_limit_bytes), BytesText(demand.weight_bytes),
-                    BytesText(demand.workspace_bytes));
+                    flags.gpu_memory_utilization, BytesText(demand.memory_limit_bytes),
+                    BytesText(demand.weight_bytes), BytesText(demand.workspace_bytes));
   }
   if (room < per_sequence) {
     return Invalid(
-        "the cache can hold {} tokens ({} blocks of {}, {} each, from {}), but one sequence of max_model_len {} needs "
+        "the cache can hold {} tokens ({} blocks of {}, {} each, from {}), but one sequence of max_model_len "
+        "{} needs "
         "{} blocks ({}): lower --max-model-len to at most {}, or give more memory",
-        room * flags.block_size, room, flags.block_size, BytesText(demand.block_bytes), source, demand.max_model_len,
-        per_sequence, BytesText(per_sequence * demand.block_bytes), room * flags.block_size);
+        room * flags.block_size, room, flags.block_size, BytesText(demand.block_bytes), source,
+        demand.max_model_len, per_sequence, BytesText(per_sequence * demand.block_bytes),
+        room * flags.block_size);
   }
   size.num_blocks = static_cast<int>(std::min(room, most));
   return size;
@@ -84,12 +90,13 @@ Result<CacheSize> SizeCache(const EngineFlags& flags, const CacheDemand& demand)
 uint64_t WorkspaceBytes(const ModelConfig& config, const EngineFlags& flags, int64_t max_model_len) {
   const uint64_t heads = config.num_heads;
   const uint64_t hidden = config.hidden_size;
-  const uint64_t wide = std::max<uint64_t>(config.intermediate_size,
-                                           uint64_t{1} * config.num_experts_per_tok * config.moe_intermediate_size);
+  const uint64_t wide = std::max<uint64_t>(
+      config.intermediate_size, uint64_t{1} * config.num_experts_per_tok * config.moe_intermediate_size);
   // Bytes per token: fp32 residual, norms and latents; bf16 per head; gate, up and their product; int64 sums.
-  const uint64_t per_token = 4 * (4 * hidden + 2 * config.q_lora_rank) +
-                             2 * heads * (config.qk_head_dim() + 2 * config.latent_width() + 2 * config.v_head_dim) +
-                             12 * wide + 16 * hidden;
+  const uint64_t per_token =
+      4 * (4 * hidden + 2 * config.q_lora_rank) +
+      2 * heads * (config.qk_head_dim() + 2 * config.latent_width() + 2 * config.v_head_dim) + 12 * wide +
+      16 * hidden;
   const uint64_t tokens = std::min(flags.max_num_batched_tokens, flags.max_num_seqs * max_model_len);
   const uint64_t rotary = uint64_t{4} * max_model_len * config.qk_rope_head_dim;
   return tokens * per_token + uint64_t{8} * flags.max_num_seqs * config.vocab_size + rotary;
@@ -101,21 +108,23 @@ Status Assembly::Load(const EngineFlags& flags) {
   ASSIGN_OR_RETURN(config, LoadModelConfig(flags.model));
   ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(flags.tokenizer.empty() ? flags.model : flags.tokenizer));
   if (tokenizer->vocab_size() > config.vocab_size) {
-    return Invalid("the tokenizer has ids up to {}, but the model's vocab_size is {}", tokenizer->vocab_size() - 1,
-                   config.vocab_size);
+    return Invalid("the tokenizer has ids up to {}, but the model's vocab_size is {}",
+                   tokenizer->vocab_size() - 1, config.vocab_size);
   }
   max_model_len = static_cast<int>(flags.max_model_len.value_or(config.max_position_embeddings));
   if (max_model_len > config.max_position_embeddings) {
-    return Invalid("--max-model-len: {} is greater than the model's max_position_embeddings {}", max_model_len,
-                   config.max_position_embeddings);
+    return Invalid("--max-model-len: {} is greater than the model's max_position_embeddings {}",
+                   max_model_len, config.max_position_embeddings);
   }
   if (!flags.enable_chunked_prefill && flags.max_num_batched_tokens < max_model_len) {
-    LogWarning("without chunked prefill, prompts of more than {} tokens (--max-num-batched-tokens) are refused",
-               flags.max_num_batched_tokens);
+    LogWarning(
+        "without chunked prefill, prompts of more than {} tokens (--max-num-batched-tokens) are refused",
+        flags.max_num_batched_tokens);
   }
   ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(flags.model, config, flags.quantization));
   checkpoint_form = checkpoint.description();
-  threads = std::make_unique<ThreadPool>(flags.threads > 0 ? static_cast<int>(flags.threads) : AvailableCores());
+  threads =
+      std::make_unique<ThreadPool>(flags.threads > 0 ? static_cast<int>(flags.threads) : AvailableCores());
   ASSIGN_OR_RETURN(weights, Weights::Load(checkpoint, config, *threads, Progress()));
   return {};
 }
@@ -136,9 +145,9 @@ Status Assembly::Fit(const EngineFlags& flags) {
   return {};
 }
 
-// One real step before anybody connects: it proves that the weights compute finite values, and faults in the code
-// and the weights that a first request would wait for. It goes past the engine, so that no counter moves; block 0
-// is written, as if by a sequence that has ended.
+// One real step before anybody connects: it proves that the weights compute finite values, and faults in the
+// code and the weights that a first request would wait for. It goes past the engine, so that no counter
+// moves; block 0 is written, as if by a sequence that has ended.
 Status Assembly::WarmUp() {
   Step step;
   GroupStep& group = step.groups.emplace_back();
@@ -150,7 +159,8 @@ Status Assembly::WarmUp() {
   ASSIGN_OR_RETURN(const StepOutput output, executor->Run(step));
   for (const GroupOutput& part : output.groups) {
     for (const std::string& failure : part.failures) {
-      if (!failure.empty()) return Fail(ErrorKind::kInternal, "the first step of the model failed: {}", failure);
+      if (!failure.empty())
+        return Fail(ErrorKind::kInternal, "the first step of the model failed: {}", failure);
     }
   }
   return {};

@@ -1,5 +1,5 @@
-// From a folder to a running engine: config, checkpoint, weights, cache, rank, executor, engine, in that order.
-// Shared by serve and the benchmarks that run in this process. No HTTP.
+// From a folder to a running engine: config, checkpoint, weights, cache, rank, executor, engine, in that
+// order. Shared by serve and the benchmarks that run in this process. No HTTP.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +37,8 @@ struct CacheDemand {
   uint64_t block_bytes = 0;
   int64_t max_model_len = 0;
 };
-// Pure. Never more than max_num_seqs sequences of max_model_len need; kInvalid with the numbers when not one such
-// sequence fits.
+// Pure. Never more than max_num_seqs sequences of max_model_len need; kInvalid with the numbers when not one
+// such sequence fits.
 Result<CacheSize> SizeCache(const EngineFlags& flags, const CacheDemand& demand);
 
 // Upper bound for the work buffers of one step, plus the logits of every running sequence.

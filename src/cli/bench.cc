@@ -1,5 +1,5 @@
-// Benchmarks inside this process: kernels, and the engine without HTTP. Random token ids, no end of sequence, no
-// prefix cache, so that every run does the same work.
+// Benchmarks inside this process: kernels, and the engine without HTTP. Random token ids, no end of sequence,
+// no prefix cache, so that every run does the same work.
 #include "cli/bench.h"
 
 #include <condition_variable>
@@ -50,7 +50,8 @@ FlagTable EngineBenchTable(EngineBenchFlags& o, bool latency) {
   };
   if (latency) {
     table.flags.push_back({"batch-size", "", IntFlag{&o.batch_size, 1, 65536}, "requests at once", group});
-    table.flags.push_back({"num-iters-warmup", "", IntFlag{&o.num_iters_warmup, 0, INT32_MAX}, "unmeasured", group});
+    table.flags.push_back(
+        {"num-iters-warmup", "", IntFlag{&o.num_iters_warmup, 0, INT32_MAX}, "unmeasured", group});
     table.flags.push_back({"num-iters", "", IntFlag{&o.num_iters, 1, INT32_MAX}, "measured", group});
   } else {
     table.flags.push_back({"num-prompts", "", IntFlag{&o.num_prompts, 1, INT32_MAX}, "requests", group});
@@ -98,7 +99,8 @@ class Collector {
     std::condition_variable ready;
     bool rung = false;
   };
-  const std::shared_ptr<Bell> bell_ = std::make_shared<Bell>();  // shared: the engine may ring after an early return
+  const std::shared_ptr<Bell> bell_ =
+      std::make_shared<Bell>();  // shared: the engine may ring after an early return
   std::vector<std::shared_ptr<Outbox>> boxes_;
   int64_t num_tokens_ = 0;
 };
@@ -127,7 +129,8 @@ Result<Round> RunRound(Assembly& assembly, const EngineBenchFlags& o, int64_t nu
   }
   Collector collector;
   const TimeNs begin = assembly.clock.Now();
-  for (auto& request : requests) RETURN_IF_ERROR(assembly.engine->Submit(std::move(request), collector.Open()));
+  for (auto& request : requests)
+    RETURN_IF_ERROR(assembly.engine->Submit(std::move(request), collector.Open()));
   RETURN_IF_ERROR(collector.WaitForAll(num_requests * o.num_choices));
   return Round{.seconds = Seconds(assembly.clock.Now() - begin),
                .prompt_tokens = num_requests * o.input_len,
@@ -148,30 +151,35 @@ Status Latency(const EngineBenchFlags& o, Assembly& assembly) {
   }
   const Statistics times(seconds);
   const double rate = static_cast<double>(last.generated_tokens) / times.Mean();
-  fmt::print("batch of {}, {} tokens in, {} out: mean {:.4f} s, deviation {:.4f} s, {:.1f} generated tokens/s\n",
-             o.batch_size, o.input_len, o.output_len, times.Mean(), times.Deviation(), rate);
+  fmt::print(
+      "batch of {}, {} tokens in, {} out: mean {:.4f} s, deviation {:.4f} s, {:.1f} generated tokens/s\n",
+      o.batch_size, o.input_len, o.output_len, times.Mean(), times.Deviation(), rate);
   std::string percentiles;
   for (const int percent : {10, 25, 50, 75, 90, 99}) {
     fmt::print("  p{:<3} {:.4f} s\n", percent, times.Percentile(percent));
-    percentiles += Format("{}\"{}\": {}", percentiles.empty() ? "" : ", ", percent, times.Percentile(percent));
+    percentiles +=
+        Format("{}\"{}\": {}", percentiles.empty() ? "" : ", ", percent, times.Percentile(percent));
   }
-  return SaveJson(o.output_json, Format("{{\"avg_latency\": {}, \"std_latency\": {}, \"latencies\": [{}], "
-                                        "\"percentiles\": {{{}}}, \"tokens_per_second\": {}}}",
-                                        times.Mean(), times.Deviation(), fmt::join(seconds, ", "), percentiles, rate));
+  return SaveJson(o.output_json,
+                  Format("{{\"avg_latency\": {}, \"std_latency\": {}, \"latencies\": [{}], "
+                         "\"percentiles\": {{{}}}, \"tokens_per_second\": {}}}",
+                         times.Mean(), times.Deviation(), fmt::join(seconds, ", "), percentiles, rate));
 }
 
 Status Throughput(const EngineBenchFlags& o, Assembly& assembly) {
   ASSIGN_OR_RETURN(const Round round, RunRound(assembly, o, o.num_prompts, 0));
   const double total = static_cast<double>(round.prompt_tokens + round.generated_tokens);
-  fmt::print("{} requests, {} tokens in, {} out, in {:.3f} s: {:.2f} requests/s, {:.1f} tokens/s, {:.1f} generated "
-             "tokens/s\n",
-             o.num_prompts, o.input_len, o.output_len, round.seconds, o.num_prompts / round.seconds,
-             total / round.seconds, round.generated_tokens / round.seconds);
-  return SaveJson(o.output_json,
-                  Format("{{\"elapsed_time\": {}, \"num_requests\": {}, \"total_num_tokens\": {}, "
-                         "\"requests_per_second\": {}, \"tokens_per_second\": {}, \"output_tokens_per_second\": {}}}",
-                         round.seconds, o.num_prompts, static_cast<int64_t>(total), o.num_prompts / round.seconds,
-                         total / round.seconds, round.generated_tokens / round.seconds));
+  fmt::print(
+      "{} requests, {} tokens in, {} out, in {:.3f} s: {:.2f} requests/s, {:.1f} tokens/s, {:.1f} generated "
+      "tokens/s\n",
+      o.num_prompts, o.input_len, o.output_len, round.seconds, o.num_prompts / round.seconds,
+      total / round.seconds, round.generated_tokens / round.seconds);
+  return SaveJson(
+      o.output_json,
+      Format("{{\"elapsed_time\": {}, \"num_requests\": {}, \"total_num_tokens\": {}, "
+             "\"requests_per_second\": {}, \"tokens_per_second\": {}, \"output_tokens_per_second\": {}}}",
+             round.seconds, o.num_prompts, static_cast<int64_t>(total), o.num_prompts / round.seconds,
+             total / round.seconds, round.generated_tokens / round.seconds));
 }
 
 int RunEngineBench(std::span<const std::string> arguments, bool latency) {
@@ -185,7 +193,8 @@ int RunEngineBench(std::span<const std::string> arguments, bool latency) {
     fmt::print("{}", help);
     return 0;
   }
-  Status status = parsed ? CheckEngineFlags(options.engine, *parsed) : Status(std::unexpected(parsed.error()));
+  Status status =
+      parsed ? CheckEngineFlags(options.engine, *parsed) : Status(std::unexpected(parsed.error()));
   if (!status) {
     fmt::print(stderr, "{}: {}\n", table.command, status.error().message);
     return 2;
@@ -203,8 +212,12 @@ int RunEngineBench(std::span<const std::string> arguments, bool latency) {
   return 1;
 }
 
-int RunLatency(std::span<const std::string> arguments) { return RunEngineBench(arguments, true); }
-int RunThroughput(std::span<const std::string> arguments) { return RunEngineBench(arguments, false); }
+int RunLatency(std::span<const std::string> arguments) {
+  return RunEngineBench(arguments, true);
+}
+int RunThroughput(std::span<const std::string> arguments) {
+  return RunEngineBench(arguments, false);
+}
 
 struct Bench {
   const char* name;

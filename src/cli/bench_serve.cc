@@ -1,5 +1,5 @@
-// `tessera bench serve`: load on a running server over HTTP, open loop (requests at drawn times) or closed (a number
-// of clients). One thread per open request. Flags and result keys follow `vllm bench serve`.
+// `tessera bench serve`: load on a running server over HTTP, open loop (requests at drawn times) or closed (a
+// number of clients). One thread per open request. Flags and result keys follow `vllm bench serve`.
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -57,7 +57,8 @@ struct LoadFlags {
 };
 
 FlagTable LoadTable(LoadFlags& o) {
-  FlagTable table{.command = "tessera bench serve", .summary = "Load on a running server, streamed.", .flags = {}};
+  FlagTable table{
+      .command = "tessera bench serve", .summary = "Load on a running server, streamed.", .flags = {}};
   const char* where = "Server";
   const char* load = "Load";
   const char* result = "Result";
@@ -70,7 +71,8 @@ FlagTable LoadTable(LoadFlags& o) {
       {"model", "", TextFlag{&o.model}, "empty: the server's first", where},
       {"api-key", "", ListFlag{&o.api_key}, "bearer token", where},
       {"header", "", ListFlag{&o.headers}, "further headers, each K=V", where},
-      {"ready-check-timeout-sec", "", NumberFlag{&o.ready_check_timeout_sec, -1, 86400}, "wait for /health", where},
+      {"ready-check-timeout-sec", "", NumberFlag{&o.ready_check_timeout_sec, -1, 86400}, "wait for /health",
+       where},
       {"num-prompts", "", IntFlag{&o.num_prompts, 1, 10'000'000}, "requests", load},
       {"num-warmups", "", IntFlag{&o.num_warmups, 0, 1'000'000}, "unmeasured requests before", load},
       {"seed", "", IntFlag{&o.seed, 0, INT64_MAX}, "of prompts and arrivals", load},
@@ -78,9 +80,11 @@ FlagTable LoadTable(LoadFlags& o) {
       {"random-output-len", "", IntFlag{&o.output_len, 1, 1 << 24, true}, "tokens of an answer", load},
       {"input-len", "", IntFlag{&o.input_len, 1, 1 << 24, true}, "the same as random-input-len", load},
       {"output-len", "", IntFlag{&o.output_len, 1, 1 << 24, true}, "the same as random-output-len", load},
-      {"request-rate", "", NumberFlag{&o.request_rate, 0, kInfinity}, "requests per second; inf: all at once", load},
+      {"request-rate", "", NumberFlag{&o.request_rate, 0, kInfinity}, "requests per second; inf: all at once",
+       load},
       {"burstiness", "", NumberFlag{&o.burstiness, 0, 1e6}, "1: Poisson; less: in bursts", load},
-      {"max-concurrency", "", OptionalIntFlag{&o.max_concurrency, 1, 100000}, "clients (default: no limit)", load},
+      {"max-concurrency", "", OptionalIntFlag{&o.max_concurrency, 1, 100000}, "clients (default: no limit)",
+       load},
       {"ignore-eos", "", BoolFlag{&o.ignore_eos}, "every answer has its full length", load},
       {"temperature", "", NumberFlag{&o.temperature, -1, 2}, "of the requests", load},
       {"extra-body", "", JsonFlag{&o.extra_body}, "further fields of the requests", load},
@@ -117,8 +121,8 @@ struct Measured {
   std::vector<TimeNs> token_times;
 };
 
-// Whether a chunk carries a choice, without parsing it: at thousands of chunks per second the client would otherwise
-// take the server's cores.
+// Whether a chunk carries a choice, without parsing it: at thousands of chunks per second the client would
+// otherwise take the server's cores.
 bool HasChoice(std::string_view chunk) {
   size_t place = chunk.find("\"choices\"");
   if (place == std::string_view::npos) return false;
@@ -129,10 +133,12 @@ bool HasChoice(std::string_view chunk) {
 
 class Load {
  public:
-  Load(const LoadFlags& flags, Url url, std::string model) : flags_(flags), url_(std::move(url)), model_(std::move(model)) {
+  Load(const LoadFlags& flags, Url url, std::string model)
+      : flags_(flags), url_(std::move(url)), model_(std::move(model)) {
     if (!flags.api_key.empty()) headers_.push_back("Authorization: Bearer " + flags.api_key[0]);
     for (std::string header : flags.headers) {
-      if (const size_t equals = header.find('='); equals != std::string::npos) header.replace(equals, 1, ": ");
+      if (const size_t equals = header.find('='); equals != std::string::npos)
+        header.replace(equals, 1, ": ");
       headers_.push_back(header);
     }
   }
@@ -159,13 +165,16 @@ Result<std::string> Load::Body(int64_t number) const {
   for (int64_t i = 0; i < flags_.input_len; ++i) {
     const uint32_t id = kLowestId + random.Below(kHighestId - kLowestId);
     // Chat takes text: short words, about one token each.
-    prompt += chat ? Format("{}{}", i == 0 ? "" : " ", static_cast<char>('a' + id % 26)) : Format("{}{}", i == 0 ? "" : ",", id);
+    prompt += chat ? Format("{}{}", i == 0 ? "" : " ", static_cast<char>('a' + id % 26))
+                   : Format("{}{}", i == 0 ? "" : ",", id);
   }
   const std::string what =
-      chat ? Format("\"messages\":[{{\"role\":\"user\",\"content\":\"{}\"}}],\"max_completion_tokens\":{}", prompt, flags_.output_len)
+      chat ? Format("\"messages\":[{{\"role\":\"user\",\"content\":\"{}\"}}],\"max_completion_tokens\":{}",
+                    prompt, flags_.output_len)
            : Format("\"prompt\":[{}],\"max_tokens\":{}", prompt, flags_.output_len);
   const std::string body = Format(
-      "{{\"model\":{},{},\"temperature\":{},\"stream\":true,\"stream_options\":{{\"include_usage\":true}},\"ignore_eos\":{}}}",
+      "{{\"model\":{},{},\"temperature\":{},\"stream\":true,\"stream_options\":{{\"include_usage\":true}},"
+      "\"ignore_eos\":{}}}",
       JsonQuote(model_), what, flags_.temperature, flags_.ignore_eos);
   if (flags_.extra_body == "{}") return body;
   std::string replaced;
@@ -194,19 +203,25 @@ void Load::Send(HttpConnection& connection, int64_t number, Measured* measured) 
     });
   });
   measured->end = clock_.Now();
-  if (!answer) measured->error = answer.error().message;
-  else if (answer->status != 200) measured->error = Format("status {}: {}", answer->status, answer->body);
-  else if (measured->token_times.empty() && measured->error.empty()) measured->error = "no chunk had a choice";
+  if (!answer)
+    measured->error = answer.error().message;
+  else if (answer->status != 200)
+    measured->error = Format("status {}: {}", answer->status, answer->body);
+  else if (measured->token_times.empty() && measured->error.empty())
+    measured->error = "no chunk had a choice";
   if (!measured->error.empty()) return;
   measured->ok = true;
   const auto& times = measured->token_times;
-  measured->output_tokens = static_cast<int64_t>(JsonNumber(usage, "/usage/completion_tokens").value_or(times.size()));
-  measured->input_tokens = static_cast<int64_t>(JsonNumber(usage, "/usage/prompt_tokens").value_or(flags_.input_len));
+  measured->output_tokens =
+      static_cast<int64_t>(JsonNumber(usage, "/usage/completion_tokens").value_or(times.size()));
+  measured->input_tokens =
+      static_cast<int64_t>(JsonNumber(usage, "/usage/prompt_tokens").value_or(flags_.input_len));
   measured->ttft_ms = (times.front() - measured->begin) * 1e-6;
   measured->e2el_ms = (times.back() - measured->begin) * 1e-6;
   for (size_t i = 1; i < times.size(); ++i) measured->itl_ms.push_back((times[i] - times[i - 1]) * 1e-6);
   if (measured->output_tokens > 1) {
-    measured->tpot_ms = (measured->e2el_ms - measured->ttft_ms) / static_cast<double>(measured->output_tokens - 1);
+    measured->tpot_ms =
+        (measured->e2el_ms - measured->ttft_ms) / static_cast<double>(measured->output_tokens - 1);
   }
 }
 
@@ -234,7 +249,8 @@ std::vector<Measured> Load::Run(int64_t num_requests, const std::vector<double>&
   return results;
 }
 
-// Seconds after the start at which each request is sent: gaps of a gamma distribution, as upstream draws them.
+// Seconds after the start at which each request is sent: gaps of a gamma distribution, as upstream draws
+// them.
 std::vector<double> DrawStarts(const LoadFlags& o) {
   std::vector<double> starts(o.num_prompts, 0.0);
   if (std::isinf(o.request_rate)) return starts;
@@ -311,25 +327,31 @@ Result<std::string> Report(const LoadFlags& o, const std::vector<Measured>& resu
   const double seconds = std::max(1e-9, Seconds(end - begin));
   ASSIGN_OR_RETURN(const double goodput, Goodput(o, results, seconds));
   std::string json = Format(
-      "{{\"duration\": {}, \"completed\": {}, \"failed\": {}, \"total_input_tokens\": {}, \"total_output_tokens\": {}, "
-      "\"request_throughput\": {}, \"request_goodput\": {}, \"output_throughput\": {}, \"total_token_throughput\": {}, "
+      "{{\"duration\": {}, \"completed\": {}, \"failed\": {}, \"total_input_tokens\": {}, "
+      "\"total_output_tokens\": {}, "
+      "\"request_throughput\": {}, \"request_goodput\": {}, \"output_throughput\": {}, "
+      "\"total_token_throughput\": {}, "
       "\"max_output_tokens_per_s\": {}, \"max_concurrent_requests\": {}",
-      seconds, completed, static_cast<int64_t>(results.size()) - completed, input, output, completed / seconds, goodput,
-      output / seconds, (input + output) / seconds, PeakTokens(results, begin), max_open);
-  fmt::print("{} of {} requests in {:.2f} s: {:.2f} requests/s, {:.1f} generated tokens/s, {:.1f} tokens/s in all\n",
-             completed, results.size(), seconds, completed / seconds, output / seconds, (input + output) / seconds);
+      seconds, completed, static_cast<int64_t>(results.size()) - completed, input, output,
+      completed / seconds, goodput, output / seconds, (input + output) / seconds, PeakTokens(results, begin),
+      max_open);
+  fmt::print(
+      "{} of {} requests in {:.2f} s: {:.2f} requests/s, {:.1f} generated tokens/s, {:.1f} tokens/s in all\n",
+      completed, results.size(), seconds, completed / seconds, output / seconds, (input + output) / seconds);
   const char* names[] = {"ttft", "tpot", "itl", "e2el"};
   for (int i = 0; i < 4; ++i) {
     const Statistics numbers(std::move(values[i]));
-    json += Format(", \"mean_{0}_ms\": {1}, \"median_{0}_ms\": {2}, \"std_{0}_ms\": {3}", names[i], numbers.Mean(),
-                   numbers.Percentile(50), numbers.Deviation());
-    std::string line = Format("  {:<5} mean {:9.3f} ms, median {:9.3f} ms", names[i], numbers.Mean(), numbers.Percentile(50));
+    json += Format(", \"mean_{0}_ms\": {1}, \"median_{0}_ms\": {2}, \"std_{0}_ms\": {3}", names[i],
+                   numbers.Mean(), numbers.Percentile(50), numbers.Deviation());
+    std::string line = Format("  {:<5} mean {:9.3f} ms, median {:9.3f} ms", names[i], numbers.Mean(),
+                              numbers.Percentile(50));
     for (const std::string& percent : SplitCommas(o.metric_percentiles)) {
       const double value = numbers.Percentile(std::strtod(percent.c_str(), nullptr));
       json += Format(", \"p{}_{}_ms\": {}", percent, names[i], value);
       line += Format(", p{} {:9.3f} ms", percent, value);
     }
-    if (("," + o.percentile_metrics + ",").find(Format(",{},", names[i])) != std::string::npos) fmt::print("{}\n", line);
+    if (("," + o.percentile_metrics + ",").find(Format(",{},", names[i])) != std::string::npos)
+      fmt::print("{}\n", line);
   }
   for (const Measured& one : results) {
     if (one.ok) continue;
@@ -341,7 +363,8 @@ Result<std::string> Report(const LoadFlags& o, const std::vector<Measured>& resu
 
 Result<std::string> FindModel(const LoadFlags& o, const Url& base) {
   HttpConnection connection(base, std::chrono::seconds(30));
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(o.ready_check_timeout_sec);
+  const auto deadline =
+      std::chrono::steady_clock::now() + std::chrono::duration<double>(o.ready_check_timeout_sec);
   for (;;) {
     const auto health = connection.Send("GET", "/health", {}, "");
     if (health && health->status == 200) break;
@@ -361,10 +384,13 @@ Result<std::string> FindModel(const LoadFlags& o, const Url& base) {
 }
 
 Status RunLoad(const LoadFlags& o) {
-  ASSIGN_OR_RETURN(const Url base, ParseUrl(o.base_url.empty() ? Format("http://{}:{}", o.host, o.port) : o.base_url));
+  ASSIGN_OR_RETURN(const Url base,
+                   ParseUrl(o.base_url.empty() ? Format("http://{}:{}", o.host, o.port) : o.base_url));
   ASSIGN_OR_RETURN(const std::string model, FindModel(o, base));
   Url target = base;
-  target.path += !o.endpoint.empty() ? o.endpoint : o.backend == "openai-chat" ? "/v1/chat/completions" : "/v1/completions";
+  target.path += !o.endpoint.empty()          ? o.endpoint
+                 : o.backend == "openai-chat" ? "/v1/chat/completions"
+                                              : "/v1/completions";
   if (o.num_warmups > 0) Load(o, target, model).Run(o.num_warmups, std::vector<double>(o.num_warmups, 0.0));
   Load load(o, target, model);
   const std::vector<Measured> results = load.Run(o.num_prompts, DrawStarts(o));

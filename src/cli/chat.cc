@@ -1,4 +1,5 @@
-// A conversation over /v1/chat/completions, thought dimmed on a terminal, and single texts over /v1/completions.
+// A conversation over /v1/chat/completions, thought dimmed on a terminal, and single texts over
+// /v1/completions.
 #include "cli/chat.h"
 
 #include <unistd.h>
@@ -36,9 +37,11 @@ FlagTable TalkTable(TalkOptions& o, bool chat) {
       {"model-name", "", TextFlag{&o.model_name}, "empty: the server's first", group},
       {"api-key", "", ListFlag{&o.api_key}, "else VLLM_API_KEY or OPENAI_API_KEY", group},
       {"quick", "q", TextFlag{&o.quick}, "this one message, then end", group},
-      {"max-tokens", "", OptionalIntFlag{&o.max_tokens, 1, INT32_MAX}, "limit of an answer (default: the server's)", group},
+      {"max-tokens", "", OptionalIntFlag{&o.max_tokens, 1, INT32_MAX},
+       "limit of an answer (default: the server's)", group},
   };
-  if (chat) table.flags.push_back({"system-prompt", "", TextFlag{&o.system_prompt}, "the system message", group});
+  if (chat)
+    table.flags.push_back({"system-prompt", "", TextFlag{&o.system_prompt}, "the system message", group});
   return table;
 }
 
@@ -50,7 +53,8 @@ struct Session {
 };
 
 std::string ErrorText(const HttpAnswer& answer) {
-  return Format("the server answered {}: {}", answer.status, JsonString(answer.body, "/error/message").value_or(answer.body));
+  return Format("the server answered {}: {}", answer.status,
+                JsonString(answer.body, "/error/message").value_or(answer.body));
 }
 
 Result<Session> Open(const TalkOptions& o) {
@@ -80,8 +84,10 @@ Status Stream(Session& session, std::string_view path, const std::string& body,
                    session.connection.Send("POST", path, session.headers, body, [&](std::string_view bytes) {
                      return events.Push(bytes, [&](std::string_view data) {
                        if (data == "[DONE]") return true;
-                       if (const auto text = JsonString(data, "/error/message")) error = *text;
-                       else chunk(data);
+                       if (const auto text = JsonString(data, "/error/message"))
+                         error = *text;
+                       else
+                         chunk(data);
                        return true;
                      });
                    }));
@@ -101,8 +107,8 @@ void Print(std::string_view text) {
 
 // One turn: prints the answer as it comes and gives its text (the thought is not kept in the history).
 Result<std::string> Turn(Session& session, const TalkOptions& o, const std::string& messages) {
-  const std::string body = Format("{{\"model\": {}, \"messages\": [{}], \"stream\": true{}}}", JsonQuote(session.model),
-                                  messages, Limit(o));
+  const std::string body = Format("{{\"model\": {}, \"messages\": [{}], \"stream\": true{}}}",
+                                  JsonQuote(session.model), messages, Limit(o));
   const bool colors = isatty(STDOUT_FILENO);
   std::string content;
   bool thinking = false;
@@ -148,8 +154,8 @@ Status Chat(const TalkOptions& o) {
 }
 
 Status CompleteText(Session& session, const TalkOptions& o, const std::string& prompt) {
-  const std::string body = Format("{{\"model\": {}, \"prompt\": {}, \"stream\": true{}}}", JsonQuote(session.model),
-                                  JsonQuote(prompt), Limit(o));
+  const std::string body = Format("{{\"model\": {}, \"prompt\": {}, \"stream\": true{}}}",
+                                  JsonQuote(session.model), JsonQuote(prompt), Limit(o));
   RETURN_IF_ERROR(Stream(session, "/completions", body, [](std::string_view chunk) {
     if (const auto text = JsonString(chunk, "/choices/0/text")) Print(*text);
   }));
@@ -190,7 +196,11 @@ int Run(std::span<const std::string> arguments, bool chat) {
 
 }  // namespace
 
-int RunChat(std::span<const std::string> arguments) { return Run(arguments, true); }
-int RunComplete(std::span<const std::string> arguments) { return Run(arguments, false); }
+int RunChat(std::span<const std::string> arguments) {
+  return Run(arguments, true);
+}
+int RunComplete(std::span<const std::string> arguments) {
+  return Run(arguments, false);
+}
 
 }  // namespace tessera::cli

@@ -31,7 +31,8 @@ std::string Look(const std::string& path, std::string_view key) {
 
 std::string InstructionSets() {
   std::string names;
-  for (const auto isa : {kernels::Isa::kScalar, kernels::Isa::kAvx2, kernels::Isa::kAvx512, kernels::Isa::kAvx512Bf16}) {
+  for (const auto isa :
+       {kernels::Isa::kScalar, kernels::Isa::kAvx2, kernels::Isa::kAvx512, kernels::Isa::kAvx512Bf16}) {
     if (kernels::ForIsa(isa)) names += (names.empty() ? "" : ", ") + std::string(kernels::IsaName(isa));
   }
   return names;
@@ -40,7 +41,8 @@ std::string InstructionSets() {
 }  // namespace
 
 int RunCollectEnv(std::span<const std::string> arguments) {
-  const FlagTable table{.command = "tessera collect-env", .summary = "Prints what a bug report needs.", .flags = {}};
+  const FlagTable table{
+      .command = "tessera collect-env", .summary = "Prints what a bug report needs.", .flags = {}};
   const auto parsed = ParseFlags(table, arguments);
   if (!parsed) {
     fmt::print(stderr, "tessera collect-env: {}\n", parsed.error().message);
@@ -52,7 +54,9 @@ int RunCollectEnv(std::span<const std::string> arguments) {
   }
   utsname system = {};
   uname(&system);
-  const auto line = [](std::string_view name, std::string_view value) { fmt::print("{:<20}{}\n", name, value); };
+  const auto line = [](std::string_view name, std::string_view value) {
+    fmt::print("{:<20}{}\n", name, value);
+  };
   line("tessera", TESSERA_VERSION);
   line("numerics", "tessera-1");
   line("compiler", __VERSION__);
@@ -64,7 +68,8 @@ int RunCollectEnv(std::span<const std::string> arguments) {
   line("memory limit", BytesText(MemoryLimitBytes()));
   line("memory available", BytesText(MemoryAvailableBytes()));
   line("huge pages", Look("/sys/kernel/mm/transparent_hugepage/enabled", ""));
-  for (const char* name : {"TESSERA_ISA", "MINDFORMERS_MODEL_CONFIG", "vLLM_MODEL_BACKEND", "VLLM_MS_MODEL_BACKEND"}) {
+  for (const char* name :
+       {"TESSERA_ISA", "MINDFORMERS_MODEL_CONFIG", "vLLM_MODEL_BACKEND", "VLLM_MS_MODEL_BACKEND"}) {
     const char* value = std::getenv(name);
     line(name, value == nullptr ? "unset" : value);
   }

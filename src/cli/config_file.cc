@@ -1,5 +1,5 @@
-// The bridge onto yaml-cpp; its exceptions end here. In YAML `None` is a string and merge keys are not applied by
-// the library: the first fails where its flag wants something else, the second are refused.
+// The bridge onto yaml-cpp; its exceptions end here. In YAML `None` is a string and merge keys are not
+// applied by the library: the first fails where its flag wants something else, the second are refused.
 #include "cli/config_file.h"
 
 #include <yaml-cpp/yaml.h>
@@ -19,8 +19,9 @@ Result<std::string> ToJson(const std::string& path, const YAML::Node& node) {
     bool truth = false;
     double number = 0;
     if (node.Tag() == "!") return JsonQuote(text);  // quoted in the file
-    if (YAML::convert<double>::decode(node, number) && text.find_first_not_of("0123456789+-.eE") == std::string::npos &&
-        text.front() != '+' && text.front() != '.') {
+    if (YAML::convert<double>::decode(node, number) &&
+        text.find_first_not_of("0123456789+-.eE") == std::string::npos && text.front() != '+' &&
+        text.front() != '.') {
       return text;
     }
     if (YAML::convert<bool>::decode(node, truth)) return truth ? "true" : "false";
@@ -33,7 +34,8 @@ Result<std::string> ToJson(const std::string& path, const YAML::Node& node) {
       ASSIGN_OR_RETURN(const std::string value, ToJson(path, item));
       json += value;
     } else {
-      if (!item.first.IsScalar()) return Invalid("{}: a key in line {} is not a word", path, item.first.Mark().line + 1);
+      if (!item.first.IsScalar())
+        return Invalid("{}: a key in line {} is not a word", path, item.first.Mark().line + 1);
       ASSIGN_OR_RETURN(const std::string value, ToJson(path, item.second));
       json += JsonQuote(item.first.Scalar()) + ":" + value;
     }
@@ -50,8 +52,10 @@ Result<std::vector<ConfigEntry>> ReadEntries(const std::string& path, const YAML
     const int line = item.first.Mark().line + 1;
     if (!item.first.IsScalar()) return Invalid("{}: the key in line {} is not a flag's name", path, line);
     ConfigEntry entry{.name = item.first.Scalar(), .values = {}};
-    if (entry.name == "<<") return Invalid("{}: line {}: merge keys (<<) are not applied; write the values out", path, line);
-    if (!seen.insert(entry.name).second) return Invalid("{}: line {}: '{}' stands twice", path, line, entry.name);
+    if (entry.name == "<<")
+      return Invalid("{}: line {}: merge keys (<<) are not applied; write the values out", path, line);
+    if (!seen.insert(entry.name).second)
+      return Invalid("{}: line {}: '{}' stands twice", path, line, entry.name);
     const YAML::Node& value = item.second;
     if (value.IsNull()) continue;
     entry.is_list = value.IsSequence();
@@ -62,7 +66,8 @@ Result<std::vector<ConfigEntry>> ReadEntries(const std::string& path, const YAML
     }
     if (value.IsSequence()) {
       for (const auto& part : value) {
-        if (!part.IsScalar()) return Invalid("{}: line {}: a value of '{}' is not a word", path, line, entry.name);
+        if (!part.IsScalar())
+          return Invalid("{}: line {}: a value of '{}' is not a word", path, line, entry.name);
         entry.values.push_back(part.Scalar());
       }
     }

@@ -1,5 +1,5 @@
-// `--config file.yaml`: a YAML mapping of flags, read as if they stood directly after the command's name, so that
-// explicit flags win. yaml-cpp stays in config_file.cc.
+// `--config file.yaml`: a YAML mapping of flags, read as if they stood directly after the command's name, so
+// that explicit flags win. yaml-cpp stays in config_file.cc.
 #pragma once
 
 #include <string>
@@ -16,7 +16,8 @@ struct ConfigEntry {
   bool is_list = false;
 };
 
-// Null values (`key:`) are left out. kInvalid names file, line and key: not a mapping, doubled keys, merge keys.
+// Null values (`key:`) are left out. kInvalid names file, line and key: not a mapping, doubled keys, merge
+// keys.
 Result<std::vector<ConfigEntry>> ReadConfigFile(const std::string& path);
 
 }  // namespace tessera::cli

@@ -73,7 +73,8 @@ std::string Nearest(const FlagTable& table, std::string_view name) {
   return best == nullptr ? "help" : best->name;
 }
 
-Status SetInt(const Flag& flag, const std::string& text, int64_t min, int64_t max, bool suffixes, int64_t* value) {
+Status SetInt(const Flag& flag, const std::string& text, int64_t min, int64_t max, bool suffixes,
+              int64_t* value) {
   auto parsed = ParseCount(text, suffixes);
   if (!parsed || *parsed < min || *parsed > max) {
     const std::string bounds =
@@ -88,7 +89,8 @@ Status SetInt(const Flag& flag, const std::string& text, int64_t min, int64_t ma
 Status SetNumber(const Flag& flag, const NumberFlag& kind, const std::string& text) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || !(value > kind.above) || !(value <= kind.max)) {
+  if (error != std::errc() || end != text.data() + text.size() || !(value > kind.above) ||
+      !(value <= kind.max)) {
     const std::string bounds = std::isinf(kind.max) ? Format("above {}", kind.above)
                                                     : Format("above {} and at most {}", kind.above, kind.max);
     return Invalid("--{}: '{}' is not a number {}", flag.name, text, bounds);
@@ -118,7 +120,8 @@ class Parser {
     return nullptr;
   }
   Error Unknown(std::string_view written, std::string_view name) const {
-    return Error{ErrorKind::kInvalid, Format("unknown flag {}; did you mean --{}?", written, Nearest(table_, name))};
+    return Error{ErrorKind::kInvalid,
+                 Format("unknown flag {}; did you mean --{}?", written, Nearest(table_, name))};
   }
   void Warn(const std::string& text) {
     auto& warnings = parsed_.warnings;
@@ -156,7 +159,8 @@ Status Parser::ApplySwitch(const Flag& flag, bool on, const std::optional<std::s
   return {};
 }
 
-Status Parser::ApplyJson(const Flag& flag, const JsonFlag& kind, std::string_view path, const std::string& value) {
+Status Parser::ApplyJson(const Flag& flag, const JsonFlag& kind, std::string_view path,
+                         const std::string& value) {
   const bool first = std::find(started_.begin(), started_.end(), flag.name) == started_.end();
   if (first) started_.push_back(flag.name);
   const std::string base = first ? "{}" : *kind.target;
@@ -165,7 +169,8 @@ Status Parser::ApplyJson(const Flag& flag, const JsonFlag& kind, std::string_vie
   auto merged = path.empty() ? JsonMerge(base, value, &replaced_keys) : JsonSet(base, path, value, &replaced);
   if (!merged) return Invalid("--{}: {}; wanted a JSON object", flag.name, merged.error().message);
   if (replaced) replaced_keys = path;
-  if (!replaced_keys.empty()) Warn(Format("--{}: '{}' was given twice, the last value counts", flag.name, replaced_keys));
+  if (!replaced_keys.empty())
+    Warn(Format("--{}: '{}' was given twice, the last value counts", flag.name, replaced_keys));
   *kind.target = *merged;
   return {};
 }
@@ -174,7 +179,9 @@ Status Parser::ApplyValue(const Flag& flag, const std::string& value) {
   Given(flag);
   return std::visit(
       Overloaded{
-          [&](const IntFlag& kind) { return SetInt(flag, value, kind.min, kind.max, kind.suffixes, kind.target); },
+          [&](const IntFlag& kind) {
+            return SetInt(flag, value, kind.min, kind.max, kind.suffixes, kind.target);
+          },
           [&](const OptionalIntFlag& kind) {
             kind.target->emplace(0);
             return SetInt(flag, value, kind.min, kind.max, kind.suffixes, &**kind.target);
@@ -196,7 +203,8 @@ Status Parser::ApplyValue(const Flag& flag, const std::string& value) {
           },
           [&](const OnlyFlag& kind) -> Status {
             if (std::find(kind.values.begin(), kind.values.end(), value) != kind.values.end()) return {};
-            return Invalid("--{} {}: {} (accepted: {})", flag.name, value, flag.help, fmt::join(kind.values, ", "));
+            return Invalid("--{} {}: {} (accepted: {})", flag.name, value, flag.help,
+                           fmt::join(kind.values, ", "));
           },
           [&](const RefusedFlag&) -> Status { return Invalid("--{}: {}", flag.name, flag.help); },
           [&](const BoolFlag&) -> Status { return {}; },  // switches do not come here
@@ -205,7 +213,8 @@ Status Parser::ApplyValue(const Flag& flag, const std::string& value) {
 }
 
 Status Parser::ApplyPositional(const std::string& text) {
-  if (table_.positional == nullptr) return Invalid("'{}' is not a flag, and no other argument is expected", text);
+  if (table_.positional == nullptr)
+    return Invalid("'{}' is not a flag, and no other argument is expected", text);
   if (!parsed_.Has("")) {
     parsed_.given.push_back("");
     *table_.positional = text;
@@ -314,7 +323,8 @@ std::string ValueName(const Flag& flag) {
                                [](const OptionalIntFlag&) { return std::string("N"); },
                                [](const NumberFlag&) { return std::string("X"); },
                                [](const TextFlag& kind) {
-                                 return kind.choices.empty() ? "TEXT" : Format("{}", fmt::join(kind.choices, "|"));
+                                 return kind.choices.empty() ? "TEXT"
+                                                             : Format("{}", fmt::join(kind.choices, "|"));
                                },
                                [](const ListFlag&) { return std::string("TEXT..."); },
                                [](const JsonFlag&) { return std::string("JSON"); },
@@ -324,7 +334,9 @@ std::string ValueName(const Flag& flag) {
 }
 
 std::string DefaultText(const Flag& flag) {
-  const auto or_nothing = [](const std::string& text) { return text.empty() ? std::string() : "default: " + text; };
+  const auto or_nothing = [](const std::string& text) {
+    return text.empty() ? std::string() : "default: " + text;
+  };
   return std::visit(
       Overloaded{[](const BoolFlag& kind) { return Format("default: {}", *kind.target ? "on" : "off"); },
                  [](const IntFlag& kind) { return Format("default: {}", *kind.target); },
@@ -353,7 +365,9 @@ void AppendWrapped(std::string& out, const std::string& text, size_t indent, siz
 
 }  // namespace
 
-bool ParsedFlags::Has(std::string_view name) const { return std::find(given.begin(), given.end(), name) != given.end(); }
+bool ParsedFlags::Has(std::string_view name) const {
+  return std::find(given.begin(), given.end(), name) != given.end();
+}
 
 Result<int64_t> ParseCount(std::string_view text, bool suffixes) {
   int64_t value = 0;
@@ -362,7 +376,8 @@ Result<int64_t> ParseCount(std::string_view text, bool suffixes) {
   const std::string_view suffix = text.substr(end - text.data());
   if (suffix.empty()) return value;
   const size_t power = std::string_view("kmgtKMGT").find(suffix[0]);
-  if (!suffixes || suffix.size() != 1 || power == std::string_view::npos) return Invalid("'{}' is not an integer", text);
+  if (!suffixes || suffix.size() != 1 || power == std::string_view::npos)
+    return Invalid("'{}' is not an integer", text);
   for (size_t i = 0; i <= power % 4; ++i) {
     if (__builtin_mul_overflow(value, power < 4 ? int64_t{1000} : int64_t{1024}, &value)) {
       return Invalid("'{}' is too large", text);
@@ -383,8 +398,9 @@ Result<ParsedFlags> ParseFlags(const FlagTable& table, std::span<const std::stri
 }
 
 std::string HelpText(const FlagTable& table) {
-  std::string out = Format("usage: {}{} [flags]\n\n{}\n", table.command,
-                           table.positional == nullptr ? "" : Format(" [{}]", table.positional_name), table.summary);
+  std::string out =
+      Format("usage: {}{} [flags]\n\n{}\n", table.command,
+             table.positional == nullptr ? "" : Format(" [{}]", table.positional_name), table.summary);
   std::string group;
   std::string ignored, refused;
   for (const Flag& flag : table.flags) {
@@ -403,7 +419,8 @@ std::string HelpText(const FlagTable& table) {
   if (table.takes_config_file) {
     out += "\n  --config FILE                       YAML file of flags; explicit flags win\n";
   }
-  for (const auto& [title, names] : {std::pair{"Accepted without effect", &ignored}, std::pair{"Refused", &refused}}) {
+  for (const auto& [title, names] :
+       {std::pair{"Accepted without effect", &ignored}, std::pair{"Refused", &refused}}) {
     if (names->empty()) continue;
     out += Format("\n{}:\n  ", title);
     AppendWrapped(out, *names, 2, 108);

@@ -1,4 +1,5 @@
-// One table of flags per command, and the one parser for all of them: `--flag v`, `--flag=v`, `_` for `-` in names,
+// One table of flags per command, and the one parser for all of them: `--flag v`, `--flag=v`, `_` for `-` in
+// names,
 // `--no-x`, dotted JSON flags, lists, a positional argument, `--config file.yaml`. Knows no flag by itself.
 #pragma once
 
@@ -53,8 +54,8 @@ struct RefusedFlag {  // `help` of the flag says why
   bool has_value;
 };
 
-using FlagKind = std::variant<BoolFlag, IntFlag, OptionalIntFlag, NumberFlag, TextFlag, ListFlag, JsonFlag, IgnoredFlag,
-                              OnlyFlag, RefusedFlag>;
+using FlagKind = std::variant<BoolFlag, IntFlag, OptionalIntFlag, NumberFlag, TextFlag, ListFlag, JsonFlag,
+                              IgnoredFlag, OnlyFlag, RefusedFlag>;
 
 struct Flag {
   std::string name;    // without dashes, words joined by '-'
@@ -67,7 +68,7 @@ struct Flag {
 struct FlagTable {
   std::string command;  // "tessera serve"
   std::string summary;
-  std::string positional_name = {};     // empty: positional arguments are refused
+  std::string positional_name = {};  // empty: positional arguments are refused
   std::string* positional = nullptr;
   std::vector<Flag> flags;
   bool takes_config_file = false;
@@ -80,8 +81,8 @@ struct ParsedFlags {
   bool Has(std::string_view name) const;
 };
 
-// Writes the targets. Errors are kInvalid and name the flag, the value seen and the value wanted; an unknown flag
-// comes with the nearest name.
+// Writes the targets. Errors are kInvalid and name the flag, the value seen and the value wanted; an unknown
+// flag comes with the nearest name.
 Result<ParsedFlags> ParseFlags(const FlagTable& table, std::span<const std::string> arguments);
 
 // --help: grouped, with defaults.

@@ -70,7 +70,9 @@ Result<Url> ParseUrl(std::string_view text) {
   return url;
 }
 
-HttpConnection::~HttpConnection() { Close(); }
+HttpConnection::~HttpConnection() {
+  Close();
+}
 
 void HttpConnection::Close() {
   if (descriptor_ >= 0) close(descriptor_);
@@ -83,7 +85,8 @@ Status HttpConnection::Connect() {
   addrinfo hints = {};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
-  if (const int error = getaddrinfo(url_.host.c_str(), std::to_string(url_.port).c_str(), &hints, &found); error != 0) {
+  if (const int error = getaddrinfo(url_.host.c_str(), std::to_string(url_.port).c_str(), &hints, &found);
+      error != 0) {
     return Fail(ErrorKind::kUnavailable, "{}: {}", url_.host, gai_strerror(error));
   }
   int reason = 0;
@@ -93,15 +96,20 @@ Status HttpConnection::Connect() {
     reason = connect(descriptor, place->ai_addr, place->ai_addrlen) == 0 ? 0 : errno;
     if (reason == EINPROGRESS) {
       socklen_t length = sizeof reason;
-      if (!WaitFor(descriptor, POLLOUT, limit_)) reason = ETIMEDOUT;
-      else getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &reason, &length);
+      if (!WaitFor(descriptor, POLLOUT, limit_))
+        reason = ETIMEDOUT;
+      else
+        getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &reason, &length);
     }
-    if (reason == 0) descriptor_ = descriptor;
-    else close(descriptor);
+    if (reason == 0)
+      descriptor_ = descriptor;
+    else
+      close(descriptor);
   }
   freeaddrinfo(found);
   if (descriptor_ < 0) {
-    return Fail(ErrorKind::kUnavailable, "no server at {}:{}: {}", url_.host, url_.port, std::strerror(reason));
+    return Fail(ErrorKind::kUnavailable, "no server at {}:{}: {}", url_.host, url_.port,
+                std::strerror(reason));
   }
   const int on = 1;
   setsockopt(descriptor_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -157,7 +165,9 @@ Status HttpConnection::TakeBytes(size_t count, const std::function<bool(std::str
     if (buffer_.empty()) {
       ASSIGN_OR_RETURN(const bool more, Fill());
       if (!more && count == kAll) return {};
-      if (!more) return Fail(ErrorKind::kUnavailable, "{}:{} closed the connection within an answer", url_.host, url_.port);
+      if (!more)
+        return Fail(ErrorKind::kUnavailable, "{}:{} closed the connection within an answer", url_.host,
+                    url_.port);
     }
     const size_t taken = std::min(count, buffer_.size());
     const bool go_on = take(std::string_view(buffer_).substr(0, taken));
@@ -189,7 +199,8 @@ Status HttpConnection::TakeChunks(const std::function<bool(std::string_view)>& t
 Result<HttpAnswer> HttpConnection::Receive(const std::function<bool(std::string_view)>& sink) {
   HttpAnswer answer;
   ASSIGN_OR_RETURN(const std::string first, TakeLine());
-  if (!first.starts_with("HTTP/1.") || first.size() < 12) return Invalid("'{}' is not the start of an HTTP answer", first);
+  if (!first.starts_with("HTTP/1.") || first.size() < 12)
+    return Invalid("'{}' is not the start of an HTTP answer", first);
   std::from_chars(first.data() + 9, first.data() + 12, answer.status);
   bool chunked = false, keep = first[7] == '1';
   size_t length = kAll;
@@ -220,12 +231,14 @@ Result<HttpAnswer> HttpConnection::Receive(const std::function<bool(std::string_
 Result<HttpAnswer> HttpConnection::Send(std::string_view method, std::string_view path,
                                         const std::vector<std::string>& headers, std::string_view body,
                                         const std::function<bool(std::string_view)>& sink) {
-  std::string request = Format("{} {}{} HTTP/1.1\r\nHost: {}:{}\r\n", method, url_.path, path, url_.host, url_.port);
+  std::string request =
+      Format("{} {}{} HTTP/1.1\r\nHost: {}:{}\r\n", method, url_.path, path, url_.host, url_.port);
   for (const std::string& header : headers) request += header + "\r\n";
-  if (!body.empty()) request += Format("Content-Type: application/json\r\nContent-Length: {}\r\n", body.size());
+  if (!body.empty())
+    request += Format("Content-Type: application/json\r\nContent-Length: {}\r\n", body.size());
   request += "\r\n";
   request += body;
-  for (const bool kept = descriptor_ >= 0; ; Close()) {
+  for (const bool kept = descriptor_ >= 0;; Close()) {
     const bool first_try = kept && descriptor_ >= 0;
     if (descriptor_ < 0) RETURN_IF_ERROR(Connect());
     if (const Status written = Write(request); !written) {

@@ -1,5 +1,5 @@
-// A small blocking HTTP/1.1 client for the commands that talk to a server: plain HTTP, keep-alive, chunked answers,
-// server-sent events. No TLS, no redirects, no proxies.
+// A small blocking HTTP/1.1 client for the commands that talk to a server: plain HTTP, keep-alive, chunked
+// answers, server-sent events. No TLS, no redirects, no proxies.
 #pragma once
 
 #include <chrono>
@@ -32,15 +32,18 @@ class HttpConnection {
  public:
   HttpConnection(Url url, std::chrono::milliseconds limit) : url_(std::move(url)), limit_(limit) {}
   HttpConnection(HttpConnection&& other) noexcept
-      : url_(std::move(other.url_)), limit_(other.limit_), descriptor_(std::exchange(other.descriptor_, -1)) {}
+      : url_(std::move(other.url_)),
+        limit_(other.limit_),
+        descriptor_(std::exchange(other.descriptor_, -1)) {}
   ~HttpConnection();
 
   const Url& url() const { return url_; }
   // Sends one request; connects where needed, and once more when a kept connection turns out to be closed.
-  // `path` is appended to the URL's. Pieces of a 200 answer's body go to `sink`, where there is one, as they come;
-  // when it gives false the connection is closed and the answer so far returned.
-  Result<HttpAnswer> Send(std::string_view method, std::string_view path, const std::vector<std::string>& headers,
-                          std::string_view body, const std::function<bool(std::string_view)>& sink = nullptr);
+  // `path` is appended to the URL's. Pieces of a 200 answer's body go to `sink`, where there is one, as they
+  // come; when it gives false the connection is closed and the answer so far returned.
+  Result<HttpAnswer> Send(std::string_view method, std::string_view path,
+                          const std::vector<std::string>& headers, std::string_view body,
+                          const std::function<bool(std::string_view)>& sink = nullptr);
   void Close();
 
  private:

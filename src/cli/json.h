@@ -1,5 +1,5 @@
-// The little JSON that the command line needs: reading values of answers and flags, merging dotted flags, quoting.
-// Not the API's JSON (http/) and not config.json's (model/). nlohmann stays in json.cc.
+// The little JSON that the command line needs: reading values of answers and flags, merging dotted flags,
+// quoting. Not the API's requests (http/) and not config.json (model/), which use base/json.h directly.
 #pragma once
 
 #include <optional>
@@ -18,9 +18,10 @@ std::optional<double> JsonNumber(std::string_view json, std::string_view pointer
 // Keys of the object, in order of their names.
 Result<std::string> JsonKeys(std::string_view object);  // joined by ", "
 
-// `object` with the value at `path` ("a.b") replaced, or appended to the list there when `path` ends in '+'. `value`
-// is JSON where it parses, a string otherwise. `*replaced` says whether a value was overwritten.
-Result<std::string> JsonSet(std::string_view object, std::string_view path, std::string_view value, bool* replaced);
+// `object` with the value at `path` ("a.b") replaced, or appended to the list there when `path` ends in '+'.
+// `value` is JSON where it parses, a string otherwise. `*replaced` says whether a value was overwritten.
+Result<std::string> JsonSet(std::string_view object, std::string_view path, std::string_view value,
+                            bool* replaced);
 // `base` with the keys of `object` on top. `*replaced` names the keys that were overwritten.
 Result<std::string> JsonMerge(std::string_view base, std::string_view object, std::string* replaced);
 

@@ -27,18 +27,22 @@ struct RandomFlags {
 };
 
 FlagTable Table(RandomFlags& o) {
-  FlagTable table{.command = "tessera make-random",
-                  .summary = "Writes a random checkpoint into a new folder. The same seed gives the same bytes.",
-                  .positional_name = "DIR",
-                  .positional = &o.folder,
-                  .flags = {}};
+  FlagTable table{
+      .command = "tessera make-random",
+      .summary = "Writes a random checkpoint into a new folder. The same seed gives the same bytes.",
+      .positional_name = "DIR",
+      .positional = &o.folder,
+      .flags = {}};
   table.flags = {
-      {"preset", "", TextFlag{&o.preset, {"toy", "odd", "r1-slice"}}, "where the dimensions start", "Checkpoint"},
+      {"preset", "", TextFlag{&o.preset, {"toy", "odd", "r1-slice"}}, "where the dimensions start",
+       "Checkpoint"},
       {"format", "", TextFlag{&o.format, {"bf16", "w8a8"}}, "w8a8: the ModelSlim layout", "Checkpoint"},
       {"seed", "", IntFlag{&o.seed, 0, INT64_MAX}, "of every value", "Checkpoint"},
       {"noise", "", BoolFlag{&o.noise}, "norm weights around 1 instead of 1", "Checkpoint"},
-      {"tokenizer", "", TextFlag{&o.tokenizer}, "folder whose tokenizer is copied; empty: bytes", "Checkpoint"},
-      {"max-shard-bytes", "", IntFlag{&o.max_shard_bytes, 4096, INT64_MAX, true}, "size of one file", "Checkpoint"},
+      {"tokenizer", "", TextFlag{&o.tokenizer}, "folder whose tokenizer is copied; empty: bytes",
+       "Checkpoint"},
+      {"max-shard-bytes", "", IntFlag{&o.max_shard_bytes, 4096, INT64_MAX, true}, "size of one file",
+       "Checkpoint"},
   };
   const auto dimensions = RandomDimensions();
   o.dimensions.assign(dimensions.size(), "");
@@ -69,11 +73,12 @@ Status Write(const RandomFlags& o) {
   const bool terminal = isatty(STDERR_FILENO);
   ASSIGN_OR_RETURN(const RandomCheckpointSize size,
                    WriteRandomCheckpoint(o.folder, options, [&](uint64_t done, uint64_t total) {
-                     if (terminal) fmt::print(stderr, "\r  {} of {}\033[K{}", BytesText(done), BytesText(total),
-                                              done == total ? "\n" : "");
+                     if (terminal)
+                       fmt::print(stderr, "\r  {} of {}\033[K{}", BytesText(done), BytesText(total),
+                                  done == total ? "\n" : "");
                    }));
-  fmt::print("{}: {:.1f} M parameters, {} ({}, seed {})\n", o.folder, size.num_parameters / 1e6, BytesText(size.num_bytes),
-             o.format, o.seed);
+  fmt::print("{}: {:.1f} M parameters, {} ({}, seed {})\n", o.folder, size.num_parameters / 1e6,
+             BytesText(size.num_bytes), o.format, o.seed);
   return {};
 }
 

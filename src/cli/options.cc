@@ -1,4 +1,5 @@
-// The table of `tessera serve`'s flags, in groups, and the checks across flags. Names and meanings follow vLLM's.
+// The table of `tessera serve`'s flags, in groups, and the checks across flags. Names and meanings follow
+// vLLM's.
 #include "cli/options.h"
 
 #include <limits>
@@ -33,9 +34,12 @@ std::vector<Flag> ModelFlags(EngineFlags& o) {
       {"max-model-len", "", OptionalIntFlag{&o.max_model_len, 1, kMaxInt, true},
        "limit of prompt plus answer, in tokens (default: the model's max_position_embeddings)", kModel},
       {"generation-config", "", TextFlag{&o.generation_config},
-       "default sampling: auto (the checkpoint's generation_config.json), vllm (none), or another folder", kModel},
+       "default sampling: auto (the checkpoint's generation_config.json), vllm (none), or another folder",
+       kModel},
       {"override-generation-config", "", JsonFlag{&o.override_generation_config},
-       "default sampling on top of that: temperature, top_p, top_k, min_p, repetition_penalty, max_new_tokens", kModel},
+       "default sampling on top of that: temperature, top_p, top_k, min_p, repetition_penalty, "
+       "max_new_tokens",
+       kModel},
       {"dtype", "", OnlyFlag{{"auto", "bfloat16"}}, "activations are bf16 in tessera-1", kModel},
       {"load-format", "", OnlyFlag{{"auto", "safetensors"}}, "only safetensors are read", kModel},
   };
@@ -44,19 +48,22 @@ std::vector<Flag> ModelFlags(EngineFlags& o) {
 std::vector<Flag> SchedulerFlags(EngineFlags& o) {
   return {
       {"max-num-seqs", "", IntFlag{&o.max_num_seqs, 1, 65536}, "sequences that run at once", kScheduler},
-      {"max-num-batched-tokens", "", IntFlag{&o.max_num_batched_tokens, 1, 1 << 20, true}, "tokens of one step",
+      {"max-num-batched-tokens", "", IntFlag{&o.max_num_batched_tokens, 1, 1 << 20, true},
+       "tokens of one step", kScheduler},
+      {"block-size", "", IntFlag{&o.block_size, 16, 4096}, "positions of one cache block, a multiple of 16",
        kScheduler},
-      {"block-size", "", IntFlag{&o.block_size, 16, 4096}, "positions of one cache block, a multiple of 16", kScheduler},
       {"gpu-memory-utilization", "", NumberFlag{&o.gpu_memory_utilization, 0, 1},
        "share of the memory limit (RAM or cgroup) for weights, workspace and cache together", kScheduler},
       {"kv-cache-memory-bytes", "", OptionalIntFlag{&o.kv_cache_memory_bytes, 1, kUnbounded, true},
        "size of the cache instead of that", kScheduler},
       {"num-gpu-blocks-override", "", OptionalIntFlag{&o.num_gpu_blocks_override, 1, kMaxInt},
        "blocks of the cache instead of either", kScheduler},
-      {"enable-chunked-prefill", "", BoolFlag{&o.enable_chunked_prefill}, "cut long prompts over several steps", kScheduler},
-      {"enable-prefix-caching", "", BoolFlag{&o.enable_prefix_caching}, "find full blocks of earlier prompts again",
+      {"enable-chunked-prefill", "", BoolFlag{&o.enable_chunked_prefill},
+       "cut long prompts over several steps", kScheduler},
+      {"enable-prefix-caching", "", BoolFlag{&o.enable_prefix_caching},
+       "find full blocks of earlier prompts again", kScheduler},
+      {"threads", "", IntFlag{&o.threads, 0, 1024}, "threads that compute; 0: the cores of the cgroup",
        kScheduler},
-      {"threads", "", IntFlag{&o.threads, 0, 1024}, "threads that compute; 0: the cores of the cgroup", kScheduler},
       {"scheduling-policy", "", OnlyFlag{{"fcfs"}}, kNotYet, kScheduler},
       {"kv-cache-dtype", "", OnlyFlag{{"auto", "bfloat16"}}, "the cache is bf16 in tessera-1", kScheduler},
       {"stream-interval", "", OnlyFlag{{"1"}}, kNotYet, kScheduler},
@@ -75,14 +82,19 @@ std::vector<Flag> HttpFlags(ServeOptions& o) {
       {"api-key", "", ListFlag{&o.api_key}, "accepted bearer tokens; else VLLM_API_KEY; else open", kHttp},
       {"max-num-queued-reqs", "", IntFlag{&o.max_num_queued_reqs, 1, 10'000'000},
        "requests that may wait; more get 429", kHttp},
-      {"max-body-bytes", "", IntFlag{&o.max_body_bytes, 1024, int64_t{1} << 30, true}, "largest request", kHttp},
+      {"max-body-bytes", "", IntFlag{&o.max_body_bytes, 1024, int64_t{1} << 30, true}, "largest request",
+       kHttp},
       {"shutdown-timeout", "", NumberFlag{&o.shutdown_timeout_s, -1, 86400},
        "seconds that running requests get after SIGTERM", kHttp},
-      {"enable-request-id-headers", "", BoolFlag{&o.enable_request_id_headers}, "answer with X-Request-Id", kHttp},
+      {"enable-request-id-headers", "", BoolFlag{&o.enable_request_id_headers}, "answer with X-Request-Id",
+       kHttp},
       {"enable-server-load-tracking", "", BoolFlag{&o.enable_server_load_tracking}, "count for /load", kHttp},
-      {"enable-tokenizer-info-endpoint", "", BoolFlag{&o.enable_tokenizer_info_endpoint}, "open /tokenizer_info", kHttp},
-      {"disable-log-stats", "", BoolFlag{&o.disable_log_stats}, "no line of statistics every 5 seconds", kHttp},
-      {"log-level", "", TextFlag{&o.log_level, {"debug", "info", "warning", "error"}}, "least level that is logged", kHttp},
+      {"enable-tokenizer-info-endpoint", "", BoolFlag{&o.enable_tokenizer_info_endpoint},
+       "open /tokenizer_info", kHttp},
+      {"disable-log-stats", "", BoolFlag{&o.disable_log_stats}, "no line of statistics every 5 seconds",
+       kHttp},
+      {"log-level", "", TextFlag{&o.log_level, {"debug", "info", "warning", "error"}},
+       "least level that is logged", kHttp},
   };
 }
 
@@ -90,32 +102,41 @@ std::vector<Flag> AnswerFlags(ServeOptions& o) {
   return {
       {"served-model-name", "", ListFlag{&o.served_model_name},
        "names that requests may use, the first stands in answers; none: the model as typed", kAnswers},
-      {"chat-template", "", TextFlag{&o.chat_template}, "Jinja file or text; empty: the checkpoint's", kAnswers},
-      {"chat-template-content-format", "", OnlyFlag{{"auto", "string"}}, "templates get strings", kAnswers},
-      {"default-chat-template-kwargs", "", JsonFlag{&o.default_chat_template_kwargs}, "variables for the template",
+      {"chat-template", "", TextFlag{&o.chat_template}, "Jinja file or text; empty: the checkpoint's",
        kAnswers},
+      {"chat-template-content-format", "", OnlyFlag{{"auto", "string"}}, "templates get strings", kAnswers},
+      {"default-chat-template-kwargs", "", JsonFlag{&o.default_chat_template_kwargs},
+       "variables for the template", kAnswers},
       {"response-role", "", TextFlag{&o.response_role}, "role in chat answers", kAnswers},
       {"reasoning-parser", "", TextFlag{&o.reasoning_parser, {"auto", "none", "deepseek_r1"}},
        "splits off the thought; auto: on where the tokenizer has <think> and </think>", kAnswers},
       {"max-logprobs", "", IntFlag{&o.max_logprobs, 0, 1 << 20}, "largest logprobs of a request", kAnswers},
       {"logprobs-mode", "", OnlyFlag{{"raw_logprobs"}}, kNotYet, kAnswers},
-      {"enable-prompt-tokens-details", "", BoolFlag{&o.enable_prompt_tokens_details}, "cached tokens in usage", kAnswers},
-      {"enable-force-include-usage", "", BoolFlag{&o.enable_force_include_usage}, "usage in every stream", kAnswers},
+      {"enable-prompt-tokens-details", "", BoolFlag{&o.enable_prompt_tokens_details},
+       "cached tokens in usage", kAnswers},
+      {"enable-force-include-usage", "", BoolFlag{&o.enable_force_include_usage}, "usage in every stream",
+       kAnswers},
   };
 }
 
 std::vector<Flag> ParallelFlagTable(ParallelFlags& p, std::string& additional_config) {
   return {
-      {"tensor-parallel-size", "tp", IntFlag{&p.tensor_parallel_size, 1, 4096}, "ranks of one group", kParallel},
-      {"data-parallel-size", "dp", IntFlag{&p.data_parallel_size, 1, 4096}, "groups over all nodes", kParallel},
-      {"data-parallel-size-local", "dpl", OptionalIntFlag{&p.data_parallel_size_local, 0, 4096}, "groups here", kParallel},
+      {"tensor-parallel-size", "tp", IntFlag{&p.tensor_parallel_size, 1, 4096}, "ranks of one group",
+       kParallel},
+      {"data-parallel-size", "dp", IntFlag{&p.data_parallel_size, 1, 4096}, "groups over all nodes",
+       kParallel},
+      {"data-parallel-size-local", "dpl", OptionalIntFlag{&p.data_parallel_size_local, 0, 4096},
+       "groups here", kParallel},
       {"data-parallel-start-rank", "dpr", OptionalIntFlag{&p.data_parallel_start_rank, 0, 4095},
        "first group of this node", kParallel},
       {"data-parallel-address", "dpa", TextFlag{&p.data_parallel_address}, "the head node", kParallel},
-      {"data-parallel-rpc-port", "dpp", IntFlag{&p.data_parallel_rpc_port, 1, 65535}, "its control port", kParallel},
-      {"data-parallel-backend", "dpb", TextFlag{&p.data_parallel_backend, {"mp", "ray"}}, "who starts groups", kParallel},
+      {"data-parallel-rpc-port", "dpp", IntFlag{&p.data_parallel_rpc_port, 1, 65535}, "its control port",
+       kParallel},
+      {"data-parallel-backend", "dpb", TextFlag{&p.data_parallel_backend, {"mp", "ray"}}, "who starts groups",
+       kParallel},
       {"pipeline-parallel-size", "pp", IntFlag{&p.pipeline_parallel_size, 1, 4096}, "stages", kParallel},
-      {"enable-expert-parallel", "", BoolFlag{&p.enable_expert_parallel}, "spread experts over all ranks", kParallel},
+      {"enable-expert-parallel", "", BoolFlag{&p.enable_expert_parallel}, "spread experts over all ranks",
+       kParallel},
       {"additional-config", "", JsonFlag{&additional_config}, "one key: expert_parallel", kParallel},
       {"distributed-executor-backend", "",
        TextFlag{&p.distributed_executor_backend, {"auto", "mp", "ray", "uni", "external_launcher"}},
@@ -144,10 +165,12 @@ std::vector<Flag> IgnoredFlags() {
   add(false, "steps are not overlapped", {"async-scheduling"});
   add(true, "nothing is offloaded", {"kv-offloading-backend"});
   add(false, "these metrics do not exist here", {"kv-cache-metrics"});
-  add(true, "these metrics do not exist here", {"kv-cache-metrics-sample", "show-hidden-metrics-for-version"});
+  add(true, "these metrics do not exist here",
+      {"kv-cache-metrics-sample", "show-hidden-metrics-for-version"});
   add(false, "there is one engine", {"aggregate-engine-logging"});
   add(true, "there is one API server", {"api-server-count"});
-  add(false, "request texts are never logged", {"enable-log-requests", "disable-log-requests", "enable-log-outputs"});
+  add(false, "request texts are never logged",
+      {"enable-log-requests", "disable-log-requests", "enable-log-outputs"});
   add(true, "request texts are never logged", {"max-log-len"});
   add(false, "there is no access log", {"disable-uvicorn-access-log"});
   add(true, "there is no access log", {"disable-access-log-for-endpoints", "uvicorn-log-level"});
@@ -171,14 +194,16 @@ std::vector<Flag> RefusedFlags() {
   const auto add = [&](bool has_value, const char* reason, std::vector<const char*> names) {
     for (const char* name : names) table.push_back({name, "", RefusedFlag{has_value}, reason, ""});
   };
-  add(true, kNotYet, {"speculative-config", "reasoning-config", "tool-call-parser", "max-num-queued-tokens",
-                      "profiler-config", "kv-transfer-config", "kv-events-config", "uds", "root-path",
-                      "numa-bind-nodes", "numa-bind-cpus"});
-  add(false, kNotYet, {"enable-auto-tool-choice", "trust-request-chat-template", "enable-per-request-metrics",
-                       "tokens-only", "numa-bind"});
+  add(true, kNotYet,
+      {"speculative-config", "reasoning-config", "tool-call-parser", "max-num-queued-tokens",
+       "profiler-config", "kv-transfer-config", "kv-events-config", "uds", "root-path", "numa-bind-nodes",
+       "numa-bind-cpus"});
+  add(false, kNotYet,
+      {"enable-auto-tool-choice", "trust-request-chat-template", "enable-per-request-metrics", "tokens-only",
+       "numa-bind"});
   add(true, "only one group is built yet", {"data-parallel-rank"});
-  add(false, "only one group is built yet", {"data-parallel-hybrid-lb", "data-parallel-external-lb",
-                                             "data-parallel-multi-port-external-lb"});
+  add(false, "only one group is built yet",
+      {"data-parallel-hybrid-lb", "data-parallel-external-lb", "data-parallel-multi-port-external-lb"});
   add(false, "only one rank is built yet", {"enable-eplb", "enable-elastic-ep", "enable-fault-tolerance"});
   add(true, "the server speaks plain HTTP; put a TLS proxy in front",
       {"ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-ciphers", "ssl-cert-reqs"});
@@ -191,13 +216,15 @@ std::vector<Flag> RefusedFlags() {
 }
 
 FlagTable ServeTable(ServeOptions& o) {
-  FlagTable table{.command = "tessera serve",
-                  .summary = "Serves a DeepSeek-R1 class checkpoint over the OpenAI API. In names of flags _ and - are\n"
-                             "the same; every switch has a --no- form.",
-                  .positional_name = "MODEL",
-                  .positional = &o.engine.model,
-                  .flags = {},
-                  .takes_config_file = true};
+  FlagTable table{
+      .command = "tessera serve",
+      .summary =
+          "Serves a DeepSeek-R1 class checkpoint over the OpenAI API. In names of flags _ and - are\n"
+          "the same; every switch has a --no- form.",
+      .positional_name = "MODEL",
+      .positional = &o.engine.model,
+      .flags = {},
+      .takes_config_file = true};
   Append(table.flags, EngineFlagTable(o.engine));
   Append(table.flags, HttpFlags(o));
   Append(table.flags, AnswerFlags(o));
@@ -210,13 +237,15 @@ FlagTable ServeTable(ServeOptions& o) {
 Status CheckParallelValues(const ParallelFlags& p) {
   const int64_t local = p.data_parallel_size_local.value_or(p.data_parallel_size);
   if (local > p.data_parallel_size) {
-    return Invalid("--data-parallel-size-local {} is greater than --data-parallel-size {}", local, p.data_parallel_size);
+    return Invalid("--data-parallel-size-local {} is greater than --data-parallel-size {}", local,
+                   p.data_parallel_size);
   }
   if (p.data_parallel_start_rank && *p.data_parallel_start_rank >= p.data_parallel_size) {
     return Invalid("--data-parallel-start-rank {} is outside of 0 to {} (--data-parallel-size {})",
                    *p.data_parallel_start_rank, p.data_parallel_size - 1, p.data_parallel_size);
   }
-  if (p.headless && local == 0) return Invalid("--headless with --data-parallel-size-local 0 has nothing to run");
+  if (p.headless && local == 0)
+    return Invalid("--headless with --data-parallel-size-local 0 has nothing to run");
   return {};
 }
 
@@ -228,19 +257,23 @@ Status RefuseParallel(const ParallelFlags& p, const std::string& additional_conf
   if (p.tensor_parallel_size > 1) return refuse(Format("--tensor-parallel-size {}", p.tensor_parallel_size));
   if (p.data_parallel_size > 1) return refuse(Format("--data-parallel-size {}", p.data_parallel_size));
   if (p.pipeline_parallel_size > 1) {
-    return Invalid("--pipeline-parallel-size {}: pipeline parallelism is not supported, wanted 1", p.pipeline_parallel_size);
+    return Invalid("--pipeline-parallel-size {}: pipeline parallelism is not supported, wanted 1",
+                   p.pipeline_parallel_size);
   }
   if (p.headless) return refuse("--headless");
   if (p.data_parallel_size_local == 0) return refuse("--data-parallel-size-local 0");
-  for (const auto& [name, backend] : {std::pair{"--distributed-executor-backend", &p.distributed_executor_backend},
-                                      std::pair{"--data-parallel-backend", &p.data_parallel_backend}}) {
+  for (const auto& [name, backend] :
+       {std::pair{"--distributed-executor-backend", &p.distributed_executor_backend},
+        std::pair{"--data-parallel-backend", &p.data_parallel_backend}}) {
     if (*backend == "ray" || *backend == "external_launcher") {
-      return Invalid("{} {}: this version starts no ranks through it, wanted auto, uni or mp", name, *backend);
+      return Invalid("{} {}: this version starts no ranks through it, wanted auto, uni or mp", name,
+                     *backend);
     }
   }
   ASSIGN_OR_RETURN(const std::string keys, JsonKeys(additional_config));
   if (keys.empty()) return {};
-  if (keys != "expert_parallel") return Invalid("--additional-config: '{}'; the only known key is expert_parallel", keys);
+  if (keys != "expert_parallel")
+    return Invalid("--additional-config: '{}'; the only known key is expert_parallel", keys);
   const auto degree = JsonNumber(additional_config, "/expert_parallel");
   if (degree != 1.0) return refuse(Format("--additional-config {}", additional_config));
   return {};
@@ -260,8 +293,10 @@ Status CheckEnvironment(ServeOptions& o, const std::function<const char*(const c
   }
   if (const char* path = variable("MINDFORMERS_MODEL_CONFIG"); path != nullptr && *path != '\0') {
     if (!FileExists(path)) return Invalid("MINDFORMERS_MODEL_CONFIG: the file '{}' does not exist", path);
-    warnings.push_back(Format("MINDFORMERS_MODEL_CONFIG is set, but this version does not read {}: "
-                              "everything comes from config.json and the flags", path));
+    warnings.push_back(
+        Format("MINDFORMERS_MODEL_CONFIG is set, but this version does not read {}: "
+               "everything comes from config.json and the flags",
+               path));
   }
   return {};
 }
@@ -275,7 +310,8 @@ std::vector<Flag> EngineFlagTable(EngineFlags& flags) {
 }
 
 Status CheckEngineFlags(EngineFlags& o, ParsedFlags& parsed) {
-  if (o.model.empty()) return Invalid("no model: name the folder of a checkpoint, e.g. `tessera serve models/tiny-r1`");
+  if (o.model.empty())
+    return Invalid("no model: name the folder of a checkpoint, e.g. `tessera serve models/tiny-r1`");
   if (o.block_size % 16 != 0) return Invalid("--block-size: {} is not a multiple of 16", o.block_size);
   if (!o.enable_chunked_prefill && o.max_model_len && !parsed.Has("max-num-batched-tokens")) {
     o.max_num_batched_tokens = *o.max_model_len;
@@ -305,15 +341,18 @@ Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
   if (parsed.help) return result;
   if (!positional.empty()) {
     if (!o.engine.model.empty() && o.engine.model != positional) {
-      parsed.warnings.push_back(Format("--model {} is not used: '{}' was named too", o.engine.model, positional));
+      parsed.warnings.push_back(
+          Format("--model {} is not used: '{}' was named too", o.engine.model, positional));
     }
     o.engine.model = positional;
   }
   RETURN_IF_ERROR(CheckParallelValues(o.parallel));
   RETURN_IF_ERROR(RefuseParallel(o.parallel, o.engine.additional_config));
   RETURN_IF_ERROR(CheckEngineFlags(o.engine, parsed));
-  if (o.port > 0 && o.port < 1024) return Invalid("--port: {} is not from 1024 to 65535 (or 0: any free one)", o.port);
-  if (o.shutdown_timeout_s < 0) return Invalid("--shutdown-timeout: {} is not at least 0", o.shutdown_timeout_s);
+  if (o.port > 0 && o.port < 1024)
+    return Invalid("--port: {} is not from 1024 to 65535 (or 0: any free one)", o.port);
+  if (o.shutdown_timeout_s < 0)
+    return Invalid("--shutdown-timeout: {} is not at least 0", o.shutdown_timeout_s);
   result.warnings = std::move(parsed.warnings);
   RETURN_IF_ERROR(CheckEnvironment(o, variable, result.warnings));
   return result;

@@ -1,5 +1,5 @@
-// What `tessera serve` was asked: one struct, filled from one table of flags (options.cc) and checked once. Defaults
-// stand here and nowhere else. It reaches the rest as a const value.
+// What `tessera serve` was asked: one struct, filled from one table of flags (options.cc) and checked once.
+// Defaults stand here and nowhere else. It reaches the rest as a const value.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,8 @@ namespace tessera::cli {
 
 // The model and how it is run; shared by serve and the benchmarks that run in this process.
 struct EngineFlags {
-  std::string model;  // a folder
-  std::string tokenizer;  // empty: the model's folder
+  std::string model;         // a folder
+  std::string tokenizer;     // empty: the model's folder
   std::string quantization;  // empty: what the tensors say
   std::string generation_config = "auto";
   std::string override_generation_config = "{}";
@@ -79,8 +79,8 @@ struct ParsedServe {
   std::vector<std::string> warnings;
 };
 
-// Parses, checks against each other and against the environment (`variable(name)`: its value, null where unset).
-// kInvalid is a usage error: exit code 2.
+// Parses, checks against each other and against the environment (`variable(name)`: its value, null where
+// unset). kInvalid is a usage error: exit code 2.
 Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
                                const std::function<const char*(const char*)>& variable);
 

@@ -52,9 +52,10 @@ TEST(Options, Defaults) {
 }
 
 TEST(Options, TutorialLaunchWithoutItsRanks) {
-  const auto parsed = Parse({"--model=/path/to/save/deepseek_r1_w8a8", "--trust-remote-code", "--max-num-seqs=256",
-                             "--max_model_len=32768", "--max-num-batched-tokens=4096", "--block-size=128",
-                             "--gpu-memory-utilization=0.9", "--tensor-parallel-size", "1"});
+  const auto parsed =
+      Parse({"--model=/path/to/save/deepseek_r1_w8a8", "--trust-remote-code", "--max-num-seqs=256",
+             "--max_model_len=32768", "--max-num-batched-tokens=4096", "--block-size=128",
+             "--gpu-memory-utilization=0.9", "--tensor-parallel-size", "1"});
   ASSERT_TRUE(parsed) << parsed.error().message;
   EXPECT_EQ(parsed->options.engine.model, "/path/to/save/deepseek_r1_w8a8");
   EXPECT_EQ(parsed->options.engine.max_model_len, 32768);
@@ -63,7 +64,8 @@ TEST(Options, TutorialLaunchWithoutItsRanks) {
 
 TEST(Options, WhatIsNotBuiltIsRefusedByName) {
   ExpectHas(Bad({"m", "-tp", "16"}), "--tensor-parallel-size 16");
-  ExpectHas(Bad({"m", "--data-parallel-size=4", "--data-parallel-size-local", "2"}), "--data-parallel-size 4");
+  ExpectHas(Bad({"m", "--data-parallel-size=4", "--data-parallel-size-local", "2"}),
+            "--data-parallel-size 4");
   ExpectHas(Bad({"m", "--headless"}), "--headless");
   ExpectHas(Bad({"m", "-pp", "2"}), "--pipeline-parallel-size 2");
   ExpectHas(Bad({"m", "--distributed-executor-backend=ray"}), "--distributed-executor-backend ray");
@@ -73,13 +75,15 @@ TEST(Options, WhatIsNotBuiltIsRefusedByName) {
   ExpectHas(Bad({"m", "--kv-cache-dtype", "fp8"}), "auto, bfloat16");
   ExpectHas(Bad({"m", "-dpl", "2"}), "--data-parallel-size-local 2 is greater than --data-parallel-size 1");
   ExpectHas(Bad({"m", "-dpr", "1"}), "outside of 0 to 0");
-  Good({"m", "--enable-expert-parallel", "--additional-config.expert_parallel", "1", "-dp=1", "-dpl", "1", "-dpr", "0"});
+  Good({"m", "--enable-expert-parallel", "--additional-config.expert_parallel", "1", "-dp=1", "-dpl", "1",
+        "-dpr", "0"});
 }
 
 TEST(Options, NamesAndValues) {
   EXPECT_EQ(Good({"m", "--max_num_seqs", "7"}).engine.max_num_seqs, 7);
   EXPECT_EQ(Good({"m", "--served_model_name=a_b", "--port=8001"}).served_model_name, Words{"a_b"});
-  EXPECT_EQ(Good({"m", "--served-model-name", "a", "b", "--port", "8001"}).served_model_name, (Words{"a", "b"}));
+  EXPECT_EQ(Good({"m", "--served-model-name", "a", "b", "--port", "8001"}).served_model_name,
+            (Words{"a", "b"}));
   EXPECT_EQ(Good({"m", "--max-model-len", "32k"}).engine.max_model_len, 32000);
   EXPECT_EQ(Good({"m", "--max-model-len", "32K"}).engine.max_model_len, 32768);
   EXPECT_EQ(Good({"m", "--kv-cache-memory-bytes", "2G"}).engine.kv_cache_memory_bytes, int64_t{2} << 30);
@@ -97,7 +101,8 @@ TEST(Options, WrongValuesNameFlagSeenAndWanted) {
   ExpectHas(Bad({"m", "--gpu-memory-utilization", "0"}), "'0'");
   ExpectHas(Bad({"m", "--gpu-memory-utilization", "nan"}), "'nan'");
   ExpectHas(Bad({"m", "--max-num-batched-tokens", "-1"}), "'-1' is not an integer");
-  ExpectHas(Bad({"m", "--max-num-batched-tokens", "8", "--max-num-seqs", "9"}), "must be greater than or equal to max_num_seqs");
+  ExpectHas(Bad({"m", "--max-num-batched-tokens", "8", "--max-num-seqs", "9"}),
+            "must be greater than or equal to max_num_seqs");
   EXPECT_EQ(Good({"m", "--max-num-batched-tokens", "8"}).engine.max_num_seqs, 8);
   ExpectHas(Bad({"m", "--block-size", "24"}), "multiple of 16");
   ExpectHas(Bad({"m", "--max-num-seqs", "2k"}), "'2k'");
@@ -109,7 +114,8 @@ TEST(Options, WrongValuesNameFlagSeenAndWanted) {
 }
 
 TEST(Options, UnknownFlagsComeWithTheNearest) {
-  EXPECT_EQ(Bad({"m", "--max-model-length", "5"}), "unknown flag --max-model-length; did you mean --max-model-len?");
+  EXPECT_EQ(Bad({"m", "--max-model-length", "5"}),
+            "unknown flag --max-model-length; did you mean --max-model-len?");
   ExpectHas(Bad({"m", "--max_num_sequs", "5"}), "did you mean --max-num-seqs?");
   ExpectHas(Bad({"m", "--port.x", "5"}), "unknown flag --port.x");
   ExpectHas(Bad({"m", "--no-port"}), "unknown flag --no-port");
@@ -126,15 +132,19 @@ TEST(Options, JsonFlagsMergeLastWins) {
   ExpectHas(parsed->warnings[0], "temperature");
   ExpectHas(Bad({"m", "--override-generation-config", "[1]"}), "not an object");
   // Values keep their underscores; only names are normalised.
-  EXPECT_EQ(JsonString(Good({"m", "--default-chat-template-kwargs.a_b.c_d", "x_y"}).default_chat_template_kwargs,
-                       "/a_b/c_d"), "x_y");
-  const std::string list = Good({"m", "--default-chat-template-kwargs.l+", "1", "--default-chat-template-kwargs.l+", "2"})
-                               .default_chat_template_kwargs;
+  EXPECT_EQ(
+      JsonString(Good({"m", "--default-chat-template-kwargs.a_b.c_d", "x_y"}).default_chat_template_kwargs,
+                 "/a_b/c_d"),
+      "x_y");
+  const std::string list =
+      Good({"m", "--default-chat-template-kwargs.l+", "1", "--default-chat-template-kwargs.l+", "2"})
+          .default_chat_template_kwargs;
   EXPECT_EQ(JsonNumber(list, "/l/1"), 2);
 }
 
 TEST(Options, IgnoredFlagsWarnOnce) {
-  const auto parsed = Parse({"m", "--enforce-eager", "--enforce-eager", "--no-async-scheduling", "--compilation-config.level", "3"});
+  const auto parsed = Parse({"m", "--enforce-eager", "--enforce-eager", "--no-async-scheduling",
+                             "--compilation-config.level", "3"});
   ASSERT_TRUE(parsed) << parsed.error().message;
   EXPECT_EQ(parsed->warnings.size(), 3);
 }
@@ -142,8 +152,9 @@ TEST(Options, IgnoredFlagsWarnOnce) {
 TEST(Options, ConfigFile) {
   const std::string path = testing::TempDir() + "/tessera_options_test.yaml";
   const auto write = [&](const std::string& text) { ASSERT_TRUE(WriteFile(path, text)); };
-  write("model: from_file\nport: 9000\nmax_num_seqs: 5\nenable-prefix-caching: no\nserved-model-name: [a, b]\n"
-        "trust-remote-code: true\noverride-generation-config:\n  temperature: 0.5\nchat-template:\n");
+  write(
+      "model: from_file\nport: 9000\nmax_num_seqs: 5\nenable-prefix-caching: no\nserved-model-name: [a, b]\n"
+      "trust-remote-code: true\noverride-generation-config:\n  temperature: 0.5\nchat-template:\n");
   const ServeOptions o = Good({"--config", path, "--port", "9001"});
   EXPECT_EQ(o.engine.model, "from_file");
   EXPECT_EQ(o.port, 9001);  // explicit flags win, wherever they stand
@@ -173,7 +184,8 @@ TEST(Options, Environment) {
   ExpectHas(Bad({"m"}, {{"MINDFORMERS_MODEL_CONFIG", "/no/such.yaml"}}), "/no/such.yaml");
   const std::string path = testing::TempDir() + "/tessera_predict.yaml";
   ASSERT_TRUE(WriteFile(path, "a: 1\n"));
-  const auto parsed = Parse({"m"}, {{"MINDFORMERS_MODEL_CONFIG", path}, {"vLLM_MODEL_BACKEND", "MindFormers"}});
+  const auto parsed =
+      Parse({"m"}, {{"MINDFORMERS_MODEL_CONFIG", path}, {"vLLM_MODEL_BACKEND", "MindFormers"}});
   ASSERT_TRUE(parsed) << parsed.error().message;
   ASSERT_EQ(parsed->warnings.size(), 1);
   ExpectHas(parsed->warnings[0], "does not read");
@@ -183,13 +195,18 @@ TEST(Options, HelpNamesEveryGroupAndDefault) {
   const auto parsed = Parse({"--help"});
   ASSERT_TRUE(parsed);
   EXPECT_TRUE(parsed->help);
-  for (const char* part : {"--max-model-len", "default: 4096", "Parallelism", "Accepted without effect:", "Refused:"}) {
+  for (const char* part :
+       {"--max-model-len", "default: 4096", "Parallelism", "Accepted without effect:", "Refused:"}) {
     ExpectHas(parsed->help_text, part);
   }
 }
 
 CacheDemand Demand() {
-  return {.memory_limit_bytes = 1000, .weight_bytes = 100, .workspace_bytes = 100, .block_bytes = 10, .max_model_len = 64};
+  return {.memory_limit_bytes = 1000,
+          .weight_bytes = 100,
+          .workspace_bytes = 100,
+          .block_bytes = 10,
+          .max_model_len = 64};
 }
 
 TEST(CacheSizing, ShareOfMemoryLessWeightsAndWorkspace) {

@@ -59,7 +59,8 @@ Status ProbePort(const std::string& host, int64_t port) {
   return Fail(ErrorKind::kUnavailable, "{}:{}: {}; choose another --port", host, port, std::strerror(reason));
 }
 
-Result<std::unique_ptr<ChatTemplate>> LoadChatTemplate(const ServeOptions& options, const Tokenizer& tokenizer) {
+Result<std::unique_ptr<ChatTemplate>> LoadChatTemplate(const ServeOptions& options,
+                                                       const Tokenizer& tokenizer) {
   std::string source = options.chat_template;
   const std::string beside = options.engine.model + "/chat_template.jinja";
   if (source.empty()) {
@@ -75,7 +76,8 @@ Result<std::unique_ptr<ChatTemplate>> LoadChatTemplate(const ServeOptions& optio
   }
   auto compiled = ChatTemplate::Compile(source, tokenizer);
   if (!compiled) {
-    return Invalid("{}: {}", options.chat_template.empty() ? "the checkpoint's chat template" : "--chat-template",
+    return Invalid("{}: {}",
+                   options.chat_template.empty() ? "the checkpoint's chat template" : "--chat-template",
                    compiled.error().message);
   }
   return compiled;
@@ -87,7 +89,8 @@ Result<DefaultSampling> LoadSampling(const EngineFlags& flags, std::vector<int32
   if (flags.generation_config != "vllm") {
     const std::string folder = flags.generation_config == "auto" ? flags.model : flags.generation_config;
     if (flags.generation_config != "auto" && !FileExists(folder + "/generation_config.json")) {
-      return Invalid("--generation-config: '{}' has no generation_config.json; wanted auto, vllm or a folder", folder);
+      return Invalid("--generation-config: '{}' has no generation_config.json; wanted auto, vllm or a folder",
+                     folder);
     }
     ASSIGN_OR_RETURN(file, LoadGenerationDefaults(folder));
   }
@@ -134,7 +137,8 @@ Result<ApiOptions> MakeApiOptions(const ServeOptions& o, const Assembly& assembl
   if (api.model_names.empty()) api.model_names.push_back(o.engine.model);
   ASSIGN_OR_RETURN(api.sampling, LoadSampling(o.engine, &api.eos_ids));
   const auto eos = assembly.tokenizer->eos_id();
-  if (eos && std::find(api.eos_ids.begin(), api.eos_ids.end(), *eos) == api.eos_ids.end()) api.eos_ids.push_back(*eos);
+  if (eos && std::find(api.eos_ids.begin(), api.eos_ids.end(), *eos) == api.eos_ids.end())
+    api.eos_ids.push_back(*eos);
   return api;
 }
 
@@ -143,17 +147,21 @@ void LogStart(const ServeOptions& o, const ApiOptions& api, const Assembly& a, i
           a.config.num_layers, BytesText(a.weights.arena.size_bytes()), fmt::join(api.model_names, ", "));
   LogInfo("numerics {}, instruction set {}, {} threads", api.numerics, kernels::IsaName(a.kernels->isa),
           a.threads->num_threads());
-  LogInfo("cache of {} blocks of {} tokens ({}, touched as needed); {} tokens per request", a.cache.num_blocks,
-          o.engine.block_size, BytesText(a.cache.total_bytes()), a.max_model_len);
+  LogInfo("cache of {} blocks of {} tokens ({}, touched as needed); {} tokens per request",
+          a.cache.num_blocks, o.engine.block_size, BytesText(a.cache.total_bytes()), a.max_model_len);
   const bool everywhere = o.host == "0.0.0.0" || o.host == "::";
-  const std::string host = everywhere ? "127.0.0.1" : o.host.find(':') != std::string::npos ? "[" + o.host + "]" : o.host;
-  LogInfo("open on {} ({}, {}): /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /health, /metrics",
-          Format("http://{}:{}", host, port), everywhere ? "all interfaces" : "this address only",
-          api.api_keys.empty() ? "no API key" : "API key needed");
+  const std::string host = everywhere                              ? "127.0.0.1"
+                           : o.host.find(':') != std::string::npos ? "[" + o.host + "]"
+                                                                   : o.host;
+  LogInfo(
+      "open on {} ({}, {}): /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /health, /metrics",
+      Format("http://{}:{}", host, port), everywhere ? "all interfaces" : "this address only",
+      api.api_keys.empty() ? "no API key" : "API key needed");
   const std::string key = api.api_keys.empty() ? "" : " -H 'Authorization: Bearer YOUR_KEY'";
-  fmt::print("Ready. Try:\n  curl http://{}:{}/v1/completions -H 'Content-Type: application/json'{} -d "
-             "'{{\"model\": {}, \"prompt\": \"I am\", \"max_tokens\": 20, \"temperature\": 0}}'\n",
-             host, port, key, JsonQuote(api.model_names[0]));
+  fmt::print(
+      "Ready. Try:\n  curl http://{}:{}/v1/completions -H 'Content-Type: application/json'{} -d "
+      "'{{\"model\": {}, \"prompt\": \"I am\", \"max_tokens\": 20, \"temperature\": 0}}'\n",
+      host, port, key, JsonQuote(api.model_names[0]));
   std::fflush(stdout);
 }
 
@@ -168,10 +176,12 @@ class StatsLog {
     const uint64_t generated = now.generation_tokens - last_.generation_tokens;
     const uint64_t queries = now.prefix_queries - last_.prefix_queries;
     if (prompt + generated > 0 || now.num_running + now.num_waiting > 0) {
-      LogInfo("prompt {:.1f} tokens/s, generation {:.1f} tokens/s, running {}, waiting {}, cache {:.1f} %, prefix hits {:.1f} %",
-              prompt / seconds, generated / seconds, now.num_running, now.num_waiting,
-              100.0 * now.num_blocks_used / now.num_blocks,
-              queries == 0 ? 0.0 : 100.0 * (now.prefix_hits - last_.prefix_hits) / queries);
+      LogInfo(
+          "prompt {:.1f} tokens/s, generation {:.1f} tokens/s, running {}, waiting {}, cache {:.1f} %, "
+          "prefix hits {:.1f} %",
+          prompt / seconds, generated / seconds, now.num_running, now.num_waiting,
+          100.0 * now.num_blocks_used / now.num_blocks,
+          queries == 0 ? 0.0 : 100.0 * (now.prefix_hits - last_.prefix_hits) / queries);
     }
     last_ = now;
   }
@@ -185,11 +195,13 @@ Status Serve(const ServeOptions& options, SignalWatch& signals) {
   RETURN_IF_ERROR(ProbePort(options.host, options.port));
   ASSIGN_OR_RETURN(const std::unique_ptr<Assembly> assembly,
                    Assembly::Build(options.engine, options.max_num_queued_reqs));
-  ASSIGN_OR_RETURN(const std::unique_ptr<ChatTemplate> chat_template, LoadChatTemplate(options, *assembly->tokenizer));
+  ASSIGN_OR_RETURN(const std::unique_ptr<ChatTemplate> chat_template,
+                   LoadChatTemplate(options, *assembly->tokenizer));
   ASSIGN_OR_RETURN(const ApiOptions api, MakeApiOptions(options, *assembly));
   Engine& engine = *assembly->engine;
-  ASSIGN_OR_RETURN(const std::unique_ptr<ApiServer> server,
-                   ApiServer::Start(api, {engine, *assembly->tokenizer, chat_template.get(), assembly->clock}));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<ApiServer> server,
+      ApiServer::Start(api, {engine, *assembly->tokenizer, chat_template.get(), assembly->clock}));
   LogStart(options, api, *assembly, server->port());
   signals.Arm();
   StatsLog stats(engine);
@@ -223,7 +235,8 @@ void ApplyLogLevel(const std::string& name) {
 }  // namespace
 
 int RunServe(std::span<const std::string> arguments) {
-  const auto parsed = ParseServe(arguments, [](const char* name) -> const char* { return std::getenv(name); });
+  const auto parsed =
+      ParseServe(arguments, [](const char* name) -> const char* { return std::getenv(name); });
   if (!parsed) {
     fmt::print(stderr, "tessera serve: {}\n", parsed.error().message);
     return 2;

@@ -1,9 +1,9 @@
 // One thread waits for the blocked signals; SIGUSR2, sent by the destructor to it alone, ends it.
 #include "cli/signals.h"
 
+#include <unistd.h>
 #include <csignal>
 #include <cstdio>
-#include <unistd.h>
 
 #include "base/format.h"
 

@@ -9,8 +9,8 @@
 
 namespace tessera::cli {
 
-// Made first thing in main, before other threads. Until Arm(), a signal ends the process at once (loading can take
-// minutes). Afterwards the first one is reported by Wait, a second one ends the process at once.
+// Made first thing in main, before other threads. Until Arm(), a signal ends the process at once (loading can
+// take minutes). Afterwards the first one is reported by Wait, a second one ends the process at once.
 class SignalWatch {
  public:
   SignalWatch();

@@ -7,10 +7,14 @@
 
 namespace tessera::cli {
 
-Statistics::Statistics(std::vector<double> values) : values_(std::move(values)) { std::sort(values_.begin(), values_.end()); }
+Statistics::Statistics(std::vector<double> values) : values_(std::move(values)) {
+  std::sort(values_.begin(), values_.end());
+}
 
 double Statistics::Mean() const {
-  return values_.empty() ? 0 : std::accumulate(values_.begin(), values_.end(), 0.0) / static_cast<double>(values_.size());
+  return values_.empty()
+             ? 0
+             : std::accumulate(values_.begin(), values_.end(), 0.0) / static_cast<double>(values_.size());
 }
 
 double Statistics::Deviation() const {
