@@ -1,7 +1,8 @@
-// The bridge onto textkit's Jinja, and the rule that control tokens in messages stay text. Messages go into the
-// template with a mark (a noncharacter that occurs nowhere in them) inside each control token they hold. What still
-// reads as a control token in the rendered text was written by the template. Text between control tokens is
-// encoded without marks by the tokenizer that knows no added tokens: exactly the ids of the plain text.
+// The bridge onto textkit's Jinja, and the rule that control tokens in messages stay text. Messages go into
+// the template with a mark (a noncharacter that occurs nowhere in them) inside each control token they hold.
+// What still reads as a control token in the rendered text was written by the template. Text between control
+// tokens is encoded without marks by the tokenizer that knows no added tokens: exactly the ids of the plain
+// text.
 #include "text/chat_template.h"
 
 #include <algorithm>
@@ -40,7 +41,8 @@ bool ContainsIgnoringCase(std::string_view text, std::string_view lower_case) {
   return std::ranges::search(text, lower_case, equal).begin() != text.end();
 }
 
-// The first two noncharacters that occur in none of `texts`, raw or escaped; fewer where there are not as many.
+// The first two noncharacters that occur in none of `texts`, raw or escaped; fewer where there are not as
+// many.
 std::vector<Mark> FreeMarks(std::initializer_list<std::string_view> texts) {
   std::vector<Mark> free;
   for (int index = 0; index < 32 && free.size() < 2; ++index) {
@@ -64,10 +66,12 @@ std::string_view Stripped(std::string_view text) {
 Result<std::string> CutAtTail(std::string rendered, std::string_view final_content, const Mark& tail_mark) {
   const size_t at = rendered.rfind(tail_mark.bytes);
   if (at == std::string::npos || rendered.find(Stripped(final_content)) == std::string::npos) {
-    return Invalid("continue_final_message: the chat template does not write out the final message's content");
+    return Invalid(
+        "continue_final_message: the chat template does not write out the final message's content");
   }
   // A template that trims has also taken the blanks before the mark that the message had at its end.
-  const bool trimmed = at + tail_mark.bytes.size() >= rendered.size() || rendered[at + tail_mark.bytes.size()] != ' ';
+  const bool trimmed =
+      at + tail_mark.bytes.size() >= rendered.size() || rendered[at + tail_mark.bytes.size()] != ' ';
   rendered.resize(at);
   if (trimmed) rendered.resize(rendered.find_last_not_of(kBlanks) + 1);
   return rendered;
@@ -105,7 +109,8 @@ struct ChatTemplate::Content {
 ChatTemplate::ChatTemplate(std::unique_ptr<Content> content) : content_(std::move(content)) {}
 ChatTemplate::~ChatTemplate() = default;
 
-Result<std::unique_ptr<ChatTemplate>> ChatTemplate::Compile(std::string_view source, const Tokenizer& tokenizer) {
+Result<std::unique_ptr<ChatTemplate>> ChatTemplate::Compile(std::string_view source,
+                                                            const Tokenizer& tokenizer) {
   tk_init();
   tk_template* handle = nullptr;
   TextkitBytes message;
@@ -120,7 +125,8 @@ Result<RenderedChat> ChatTemplate::Render(const ChatInput& input) const {
     return Invalid("Cannot set both `continue_final_message` and `add_generation_prompt` to True.");
   }
   const std::vector<Mark> marks = FreeMarks({input.messages, input.tools, input.kwargs, content_->source});
-  if (marks.size() < 2) return Invalid("messages: the text uses nearly all of the noncharacters U+FDD0 to U+FDEF");
+  if (marks.size() < 2)
+    return Invalid("messages: the text uses nearly all of the noncharacters U+FDD0 to U+FDEF");
   const Marking marking = {.every_token = content_->every_token,
                            .every_but_thinking = content_->every_but_thinking,
                            .mark = marks[0].bytes,

@@ -13,7 +13,8 @@
 namespace tessera {
 
 // All members are JSON texts. `messages` is an array of objects whose `content` is a string, null or absent
-// (content parts are joined by the caller). `tools` is an array or "null"; `kwargs` an object of further variables.
+// (content parts are joined by the caller). `tools` is an array or "null"; `kwargs` an object of further
+// variables.
 struct ChatInput {
   std::string messages;
   std::string tools = "null";
@@ -29,7 +30,8 @@ struct RenderedChat {
 
 class ChatTemplate {
  public:
-  // `source` is Jinja; kInvalid with line and reason when it does not compile. `tokenizer` outlives the template.
+  // `source` is Jinja; kInvalid with line and reason when it does not compile. `tokenizer` outlives the
+  // template.
   static Result<std::unique_ptr<ChatTemplate>> Compile(std::string_view source, const Tokenizer& tokenizer);
   ~ChatTemplate();
 

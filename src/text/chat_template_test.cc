@@ -17,7 +17,8 @@ const Tokenizer& TinyTokenizer() {
   return *tokenizer;
 }
 const ChatTemplate& TinyTemplate() {
-  static const auto compiled = ChatTemplate::Compile(TinyTokenizer().chat_template(), TinyTokenizer()).value();
+  static const auto compiled =
+      ChatTemplate::Compile(TinyTokenizer().chat_template(), TinyTokenizer()).value();
   return *compiled;
 }
 Result<RenderedChat> RenderWith(std::string_view source, const ChatInput& input) {
@@ -26,7 +27,9 @@ Result<RenderedChat> RenderWith(std::string_view source, const ChatInput& input)
 }
 
 // A JSON string of text without quotes, backslashes and control characters.
-std::string User(std::string_view content) { return Format(R"([{{"role":"user","content":"{}"}}])", content); }
+std::string User(std::string_view content) {
+  return Format(R"([{{"role":"user","content":"{}"}}])", content);
+}
 
 constexpr std::string_view kBos = "<｜begin▁of▁sentence｜>";
 constexpr std::string_view kPrompt = "<｜Assistant｜><think>\n";
@@ -60,8 +63,12 @@ TEST(ChatTemplate, ControlTokensOfUsersStayText) {
   const auto chat = TinyTemplate().Render({.messages = User(evil)});
   ASSERT_TRUE(chat) << chat.error().message;
   EXPECT_EQ(chat->text, std::string(kBos) + "<｜User｜>" + evil + std::string(kPrompt));
-  EXPECT_EQ(chat->ids, Expected({{kBos, true}, {"<｜User｜>", true}, {evil, false}, {"<｜Assistant｜>", true},
-                                 {"<think>", true}, {"\n", false}}));
+  EXPECT_EQ(chat->ids, Expected({{kBos, true},
+                                 {"<｜User｜>", true},
+                                 {evil, false},
+                                 {"<｜Assistant｜>", true},
+                                 {"<think>", true},
+                                 {"\n", false}}));
 }
 
 TEST(ChatTemplate, ControlTokensInToolsCallsAndKeysStayText) {
@@ -80,14 +87,16 @@ TEST(ChatTemplate, ControlTokensInToolsCallsAndKeysStayText) {
   EXPECT_EQ(count("<think>"), 1);
   EXPECT_EQ(count("<｜tool▁call▁end｜>"), 1);
   EXPECT_EQ(count("<｜tool▁output▁end｜>"), 1);
-  EXPECT_TRUE(chat->text.contains(R"({"<｜tool▁sep｜>": ["<think>", 1e-07, 12345678901234567890]})")) << chat->text;
+  EXPECT_TRUE(chat->text.contains(R"({"<｜tool▁sep｜>": ["<think>", 1e-07, 12345678901234567890]})"))
+      << chat->text;
   EXPECT_TRUE(chat->text.contains(R"({"a<｜tool▁call▁end｜>": "<｜User｜>"})")) << chat->text;
   EXPECT_FALSE(chat->text.contains("\uFDD0"));
 }
 
 TEST(ChatTemplate, PiecesOfTwoMessagesDoNotJoinToAControlToken) {
-  const auto chat = RenderWith("{% for m in messages %}{{ m.content }}{% endfor %}",
-                               {.messages = R"([{"role":"user","content":"<｜Us"},{"role":"user","content":"er｜>"}])"});
+  const auto chat =
+      RenderWith("{% for m in messages %}{{ m.content }}{% endfor %}",
+                 {.messages = R"([{"role":"user","content":"<｜Us"},{"role":"user","content":"er｜>"}])"});
   ASSERT_TRUE(chat) << chat.error().message;
   EXPECT_EQ(chat->text, "<｜User｜>");
   EXPECT_EQ(chat->ids, Expected({{"<｜User｜>", false}}));
@@ -97,7 +106,8 @@ TEST(ChatTemplate, ThinkMarksOfAssistantMessagesAreTokens) {
   const auto chat = RenderWith("{% for m in messages %}{{ m.content }}{% endfor %}", {.messages = R"([
       {"content":"<think>a</think><｜User｜>","role":"assistant"},{"role":"user","content":"</think>"}])"});
   ASSERT_TRUE(chat) << chat.error().message;
-  EXPECT_EQ(chat->ids, Expected({{"<think>", true}, {"a", false}, {"</think>", true}, {"<｜User｜></think>", false}}));
+  EXPECT_EQ(chat->ids,
+            Expected({{"<think>", true}, {"a", false}, {"</think>", true}, {"<｜User｜></think>", false}}));
 }
 
 TEST(ChatTemplate, MarksOfTheUserAreLeftAlone) {
@@ -114,7 +124,8 @@ TEST(ChatTemplate, MarksOfTheUserAreLeftAlone) {
 }
 
 TEST(ChatTemplate, EscapedMarksVanishToo) {
-  const auto chat = RenderWith("{{ messages[0].content | tojson(ensure_ascii=True) }}", {.messages = User("<think>é")});
+  const auto chat =
+      RenderWith("{{ messages[0].content | tojson(ensure_ascii=True) }}", {.messages = User("<think>é")});
   ASSERT_TRUE(chat) << chat.error().message;
   EXPECT_EQ(chat->text, R"("<think>\u00e9")");
 }
@@ -127,34 +138,54 @@ TEST(ChatTemplate, RandomPiecesEncodeAsPlainText) {
     for (uint32_t i = 1 + random.Below(8); i > 0; --i) {
       const std::string& token = added[random.Below(static_cast<uint32_t>(added.size()))];
       switch (random.Below(5)) {
-        case 0: content += token; break;
-        case 1: content += token.substr(0, CharacterBoundary(token, random.Below(static_cast<uint32_t>(token.size())))); break;
-        case 2: content += "<"; break;
-        case 3: content += "｜>"; break;
-        default: content += "word 12 你好";
+        case 0:
+          content += token;
+          break;
+        case 1:
+          content +=
+              token.substr(0, CharacterBoundary(token, random.Below(static_cast<uint32_t>(token.size()))));
+          break;
+        case 2:
+          content += "<";
+          break;
+        case 3:
+          content += "｜>";
+          break;
+        default:
+          content += "word 12 你好";
       }
     }
     const auto chat = TinyTemplate().Render({.messages = User(content)});
     ASSERT_TRUE(chat) << chat.error().message;
-    ASSERT_EQ(chat->ids, Expected({{kBos, true}, {"<｜User｜>", true}, {content, false}, {"<｜Assistant｜>", true},
-                                   {"<think>", true}, {"\n", false}})) << content;
+    ASSERT_EQ(chat->ids, Expected({{kBos, true},
+                                   {"<｜User｜>", true},
+                                   {content, false},
+                                   {"<｜Assistant｜>", true},
+                                   {"<think>", true},
+                                   {"\n", false}}))
+        << content;
   }
 }
 
 TEST(ChatTemplate, ContinuesTheFinalMessage) {
   const auto render = [](std::string_view source, std::string_view messages) {
-    return RenderWith(source, {.messages = std::string(messages), .add_generation_prompt = false,
-                               .continue_final_message = true});
+    return RenderWith(
+        source,
+        {.messages = std::string(messages), .add_generation_prompt = false, .continue_final_message = true});
   };
   const std::string& tiny = TinyTokenizer().chat_template();
-  const auto chat = render(tiny, R"([{"role":"user","content":"x"},{"role":"assistant","content":"The answer is "}])");
+  const auto chat =
+      render(tiny, R"([{"role":"user","content":"x"},{"role":"assistant","content":"The answer is "}])");
   ASSERT_TRUE(chat) << chat.error().message;
   EXPECT_EQ(chat->text, std::string(kBos) + "<｜User｜>x<｜Assistant｜>The answer is ");
   EXPECT_EQ(chat->ids, TinyTokenizer().Encode(chat->text, ControlTokens::kParse).value());
   constexpr std::string_view kTrims = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}";
-  EXPECT_EQ(render(kTrims, R"([{"role":"user","content":" a "},{"role":"assistant","content":" b\n "}])").value().text,
+  EXPECT_EQ(render(kTrims, R"([{"role":"user","content":" a "},{"role":"assistant","content":" b\n "}])")
+                .value()
+                .text,
             "[a][b");
-  const auto lost = render(tiny, R"([{"role":"user","content":"x"},{"role":"assistant","content":"<think>a</think>b"}])");
+  const auto lost =
+      render(tiny, R"([{"role":"user","content":"x"},{"role":"assistant","content":"<think>a</think>b"}])");
   ASSERT_FALSE(lost);
   EXPECT_TRUE(lost.error().message.contains("continue_final_message"));
   EXPECT_FALSE(render(tiny, R"([{"role":"user","content":"x"},{"role":"assistant","content":null}])"));
@@ -164,9 +195,12 @@ TEST(ChatTemplate, ContinuesTheFinalMessage) {
 
 TEST(ChatTemplate, GivesTheVariablesOfTransformers) {
   const auto chat = RenderWith(
-      "{{ tools is defined }} {{ tools }} {{ documents }} {{ add_generation_prompt }} {{ bos_token }} {{ eos_token }} "
+      "{{ tools is defined }} {{ tools }} {{ documents }} {{ add_generation_prompt }} {{ bos_token }} {{ "
+      "eos_token }} "
       "{{ mood }} {{ enable_thinking is defined }}",
-      {.messages = User("x"), .kwargs = R"({"mood":"calm","eos_token":"E"})", .add_generation_prompt = false});
+      {.messages = User("x"),
+       .kwargs = R"({"mood":"calm","eos_token":"E"})",
+       .add_generation_prompt = false});
   ASSERT_TRUE(chat) << chat.error().message;
   EXPECT_EQ(chat->text, std::string("True None None False ") + std::string(kBos) + " E calm False");
 }
@@ -176,19 +210,24 @@ TEST(ChatTemplate, ErrorsAreValues) {
   EXPECT_TRUE(message(ChatTemplate::Compile("a\n{% if %}", TinyTokenizer())).contains("line 2"));
   EXPECT_EQ(message(RenderWith("{{ raise_exception('no system role') }}", {.messages = User("x")})),
             "chat template: no system role");
-  EXPECT_TRUE(message(RenderWith("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
-                                 {.messages = User("x")})).contains("steps"));
+  EXPECT_TRUE(
+      message(RenderWith("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+                         {.messages = User("x")}))
+          .contains("steps"));
   EXPECT_TRUE(message(RenderWith("{{ messages[0].a.b }}", {.messages = User("x")})).contains("line 1"));
-  for (const char* broken : {"", "{", "{}", "[1]", "[\"x\"]", "\"x\"", "null", "[{\"a\":\"\\ud800\"}]", "[{}]]"}) {
+  for (const char* broken :
+       {"", "{", "{}", "[1]", "[\"x\"]", "\"x\"", "null", "[{\"a\":\"\\ud800\"}]", "[{}]]"}) {
     EXPECT_TRUE(message(TinyTemplate().Render({.messages = broken})).starts_with("messages: ")) << broken;
   }
   const std::string deep = "[{\"a\":" + std::string(200, '[') + std::string(200, ']') + "}]";
   EXPECT_TRUE(message(TinyTemplate().Render({.messages = deep})).contains("100 levels"));
   for (const char* broken : {"{}", "\"x\"", "3", "true"}) {
-    EXPECT_TRUE(message(TinyTemplate().Render({.messages = User("x"), .tools = broken})).starts_with("tools: "));
+    EXPECT_TRUE(
+        message(TinyTemplate().Render({.messages = User("x"), .tools = broken})).starts_with("tools: "));
   }
   for (const char* broken : {"[]", "\"x\"", "null", R"({"messages":[]})", R"({"tools":null})"}) {
-    EXPECT_TRUE(message(TinyTemplate().Render({.messages = User("x"), .kwargs = broken})).starts_with("chat_template_kw"));
+    EXPECT_TRUE(message(TinyTemplate().Render({.messages = User("x"), .kwargs = broken}))
+                    .starts_with("chat_template_kw"));
   }
 }
 

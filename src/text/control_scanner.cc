@@ -27,7 +27,8 @@ ControlScanner::ControlScanner(std::span<const std::string> tokens) : nodes_(1) 
 
 uint32_t ControlScanner::Child(uint32_t node, uint8_t byte) const {
   const auto& children = nodes_[node].children;
-  const auto found = std::ranges::lower_bound(children, byte, {}, [](const auto& child) { return child.first; });
+  const auto found =
+      std::ranges::lower_bound(children, byte, {}, [](const auto& child) { return child.first; });
   return found != children.end() && found->first == byte ? found->second : 0;
 }
 

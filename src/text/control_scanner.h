@@ -1,5 +1,5 @@
-// Finds control tokens (the added tokens of a tokenizer) written in text, and breaks them with marks so that a
-// template's own control tokens can be told from those a user wrote. Knows no ids and no JSON.
+// Finds control tokens (the added tokens of a tokenizer) written in text, and breaks them with marks so that
+// a template's own control tokens can be told from those a user wrote. Knows no ids and no JSON.
 #pragma once
 
 #include <array>
@@ -30,7 +30,7 @@ class ControlScanner {
     bool ends = false;
   };
   struct Walk {
-    size_t longest = 0;         // bytes of the longest whole token
+    size_t longest = 0;            // bytes of the longest whole token
     bool ran_out_of_text = false;  // inside a longer token
   };
   uint32_t Child(uint32_t node, uint8_t byte) const;  // 0: none

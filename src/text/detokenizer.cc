@@ -1,6 +1,6 @@
 // Bytes, then characters, then certain text. With a ByteLevel decoder (DeepSeek, Qwen, Llama 3) the text of a
-// sequence is exactly the joined bytes of its tokens, so nothing is decoded twice; other decoders look at their
-// neighbours and go through a small window of ids.
+// sequence is exactly the joined bytes of its tokens, so nothing is decoded twice; other decoders look at
+// their neighbours and go through a small window of ids.
 #include "text/detokenizer.h"
 
 #include <algorithm>
@@ -60,7 +60,8 @@ void Detokenizer::AppendThroughDecoder(int32_t token) {
   window_.push_back(token);
   const std::string done = tokenizer_.Decode(std::span(window_).first(num_window_done_), false);
   const std::string all = tokenizer_.Decode(window_, false);
-  const bool unfinished = all.ends_with(kReplacementCharacter) && window_.size() - num_window_done_ < kMaxPending;
+  const bool unfinished =
+      all.ends_with(kReplacementCharacter) && window_.size() - num_window_done_ < kMaxPending;
   if (all.size() <= done.size() || unfinished) return;
   text_ += all.substr(CharacterBoundary(all, done.size()));
   window_.erase(window_.begin(), window_.begin() + static_cast<std::ptrdiff_t>(num_window_done_));

@@ -40,14 +40,14 @@ class Detokenizer {
   const Tokenizer& tokenizer_;
   const StopRules rules_;
   size_t longest_stop_bytes_ = 0;
-  size_t hold_back_bytes_ = 0;   // longest stop string - 1, 0 when stops are included or there are none
-  std::string bytes_;            // an unfinished UTF-8 sequence
-  std::string text_;             // decoded: the tail that may be searched again, then what is not yet released
-  size_t released_ = 0;          // bytes of text_ that were returned before
-  size_t search_floor_ = 0;      // no stop string may begin before this byte of text_
+  size_t hold_back_bytes_ = 0;  // longest stop string - 1, 0 when stops are included or there are none
+  std::string bytes_;           // an unfinished UTF-8 sequence
+  std::string text_;            // decoded: the tail that may be searched again, then what is not yet released
+  size_t released_ = 0;         // bytes of text_ that were returned before
+  size_t search_floor_ = 0;     // no stop string may begin before this byte of text_
   int num_tokens_ = 0;
-  TokenIds window_;              // other decoders than ByteLevel: the last ids, decoded together
-  size_t num_window_done_ = 0;   // of these, how many have given their text
+  TokenIds window_;             // other decoders than ByteLevel: the last ids, decoded together
+  size_t num_window_done_ = 0;  // of these, how many have given their text
   std::optional<std::string> stopped_;
 };
 

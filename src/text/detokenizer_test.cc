@@ -68,7 +68,8 @@ Outcome OneShot(const TokenIds& ids, const StopRules& rules) {
 
 // Bytes of many scripts in pieces: tokens of a mixed text, some of them replaced by random ones.
 TokenIds RandomIds(RandomStream* random) {
-  static const std::string kText = "The cat 😀 sat 吃饭，日本語 naïve\n\n  ééé aXbXc </think> 🏳️‍🌈 end. end. ";
+  static const std::string kText =
+      "The cat 😀 sat 吃饭，日本語 naïve\n\n  ééé aXbXc </think> 🏳️‍🌈 end. end. ";
   TokenIds ids;
   while (ids.size() < 3 + random->Below(40)) {
     const TokenIds text = TinyTokenizer().Encode(kText, ControlTokens::kText).value();
@@ -143,7 +144,8 @@ TEST(Detokenizer, TheFirstStopInTheListWins) {
   EXPECT_EQ(detokenizer.Push(at_once[0]), "</thi");
   EXPECT_EQ(detokenizer.stopped(), "nk>");
   EXPECT_EQ(detokenizer.Finish(), "");
-  EXPECT_EQ(Stream(ids, {.strings = {"two", "one"}}), (Outcome{"", "one"})) << "the first token that completes one";
+  EXPECT_EQ(Stream(ids, {.strings = {"two", "one"}}), (Outcome{"", "one"}))
+      << "the first token that completes one";
 }
 
 TEST(Detokenizer, TextOfTheFirstTokensIsNeverSearched) {
@@ -163,7 +165,7 @@ TEST(Detokenizer, SpecialTokensAreSkippedOrShown) {
   const int32_t user = TinyTokenizer().TokenId("<｜User｜>").value();
   const int32_t think = TinyTokenizer().TokenId("<think>").value();
   EXPECT_EQ(Stream({user, think}, {}).text, "<think>");
-  EXPECT_EQ(Stream({user, think}, {.skip_special_tokens = false}).text, "<｜User｜><think>");
+  EXPECT_EQ(Stream({user, think}, {.strings = {}, .skip_special_tokens = false}).text, "<｜User｜><think>");
 }
 
 // A tokenizer whose decoder is not ByteLevel: blanks as U+2581, bytes as <0xNN>, the first blank dropped.
@@ -173,9 +175,12 @@ const Tokenizer& PieceTokenizer() {
     "decoder":{"type":"Sequence","decoders":[
       {"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},
       {"type":"Strip","content":" ","start":1,"stop":0}]},
-    "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,
+    "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,
+      "end_of_word_suffix":null,
       "fuse_unk":false,"byte_fallback":true,"ignore_merges":false,
-      "vocab":{"▁a":0,"▁b":1,"c":2,"<0xF0>":3,"<0x9F>":4,"<0x98>":5,"<0x80>":6},"merges":[]}})", "").value();
+      "vocab":{"▁a":0,"▁b":1,"c":2,"<0xF0>":3,"<0x9F>":4,"<0x98>":5,"<0x80>":6},"merges":[]}})",
+                                                 "")
+                                    .value();
   return *tokenizer;
 }
 

@@ -1,5 +1,5 @@
-// Messages are rewritten event by event, never held as a tree: linear in time, no recursion, numbers keep their
-// text, and of two equal keys the template sees the last, as everywhere else.
+// Messages are rewritten event by event, never held as a tree: linear in time, no recursion, numbers keep
+// their text, and of two equal keys the template sees the last, as everywhere else.
 #include "text/json_text.h"
 
 #include <nlohmann/json.hpp>
@@ -239,7 +239,8 @@ Result<std::string> TemplateText(const Json& config) {
       if (const Json text = entry.value("template", Json()); text.is_string()) return text.get<std::string>();
     }
   }
-  return Invalid("tokenizer_config.json: chat_template is neither a string nor a list with an entry 'default'");
+  return Invalid(
+      "tokenizer_config.json: chat_template is neither a string nor a list with an entry 'default'");
 }
 
 }  // namespace

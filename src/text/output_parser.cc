@@ -42,6 +42,8 @@ ParsedText ReasoningParser::Push(std::string_view text) {
   return parsed;
 }
 
-ParsedText ReasoningParser::Finish() { return {.reasoning = std::exchange(held_, {}), .content = {}}; }
+ParsedText ReasoningParser::Finish() {
+  return {.reasoning = std::exchange(held_, {}), .content = {}};
+}
 
 }  // namespace tessera

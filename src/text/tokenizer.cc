@@ -26,7 +26,8 @@ struct Tokenizer::Content {
   int32_t Lookup(int32_t id, std::string_view* bytes) const {
     const uint8_t* data = nullptr;
     size_t size = 0;
-    const int32_t flags = id < 0 ? -1 : tk_tokenizer_token_bytes(handle.get(), static_cast<uint32_t>(id), &data, &size);
+    const int32_t flags =
+        id < 0 ? -1 : tk_tokenizer_token_bytes(handle.get(), static_cast<uint32_t>(id), &data, &size);
     if (bytes != nullptr) *bytes = {reinterpret_cast<const char*>(data), flags < 0 ? 0 : size};
     return flags;
   }
@@ -52,12 +53,14 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& folder) {
   return tokenizer;
 }
 
-Result<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view tokenizer_json, std::string_view config_json) {
+Result<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view tokenizer_json,
+                                                    std::string_view config_json) {
   tk_init();
   auto content = std::make_unique<Content>();
   tk_tokenizer* handle = nullptr;
   TextkitBytes message;
-  const int32_t status = tk_tokenizer_new(BytePointer(tokenizer_json), tokenizer_json.size(), &handle, message.out());
+  const int32_t status =
+      tk_tokenizer_new(BytePointer(tokenizer_json), tokenizer_json.size(), &handle, message.out());
   if (status != TK_OK) return TextkitError("tokenizer", status, message);
   content->handle.reset(handle);
   content->byte_exact = tk_tokenizer_is_byte_level(handle) == 1;
@@ -77,19 +80,21 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view tokenizer_j
   if (!config.bos_token.empty()) tokenizer->content_->bos_id = tokenizer->TokenId(config.bos_token);
   if (!config.eos_token.empty()) tokenizer->content_->eos_id = tokenizer->TokenId(config.eos_token);
   if (config.add_bos && !tokenizer->bos_id()) {
-    return Invalid("tokenizer_config.json: add_bos_token is true, but bos_token '{}' is not in the vocabulary",
-                   config.bos_token);
+    return Invalid(
+        "tokenizer_config.json: add_bos_token is true, but bos_token '{}' is not in the vocabulary",
+        config.bos_token);
   }
   return tokenizer;
 }
 
 namespace {
 
-Result<TokenIds> EncodeWith(const tk_tokenizer* handle, std::string_view text, bool parse_added, bool add_special) {
+Result<TokenIds> EncodeWith(const tk_tokenizer* handle, std::string_view text, bool parse_added,
+                            bool add_special) {
   tk_ids ids = {nullptr, 0, 0};
   TextkitBytes message;
-  const int32_t status = tk_tokenizer_encode(handle, BytePointer(text), text.size(), parse_added, add_special, &ids,
-                                             message.out());
+  const int32_t status = tk_tokenizer_encode(handle, BytePointer(text), text.size(), parse_added, add_special,
+                                             &ids, message.out());
   if (status != TK_OK) return TextkitError("tokenizer", status, message);
   TokenIds result(ids.data, ids.data + ids.len);
   tk_ids_free(&ids);
@@ -107,7 +112,8 @@ Result<TokenIds> Tokenizer::EncodePrompt(std::string_view text, bool add_special
   const bool add_special = add_special_tokens && !has_bos;
   // Some post-processors write BOS themselves (Llama 3); DeepSeek's does not.
   ASSIGN_OR_RETURN(TokenIds ids, EncodeWith(content_->handle.get(), text, /*parse_added=*/true, add_special));
-  if (add_special && add_bos() && (ids.empty() || ids.front() != *bos_id())) ids.insert(ids.begin(), *bos_id());
+  if (add_special && add_bos() && (ids.empty() || ids.front() != *bos_id()))
+    ids.insert(ids.begin(), *bos_id());
   return ids;
 }
 
@@ -119,8 +125,8 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special_to
   }
   TextkitBytes text;
   TextkitBytes message;
-  const int32_t status = tk_tokenizer_decode(content_->handle.get(), known.data(), known.size(), skip_special_tokens,
-                                             text.out(), message.out());
+  const int32_t status = tk_tokenizer_decode(content_->handle.get(), known.data(), known.size(),
+                                             skip_special_tokens, text.out(), message.out());
   if (status == TK_OK) return std::string(text.view());
   // A decoder that fails on known ids (none is known to): their raw text instead of nothing.
   std::string bytes;
@@ -144,9 +150,13 @@ bool Tokenizer::IsAdded(int32_t id) const {
   const int32_t flags = content_->Lookup(id, nullptr);
   return flags > 0 && (flags & TK_ADDED) != 0;
 }
-bool Tokenizer::byte_exact() const { return content_->byte_exact; }
+bool Tokenizer::byte_exact() const {
+  return content_->byte_exact;
+}
 
-int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(tk_tokenizer_vocab_size(content_->handle.get())); }
+int32_t Tokenizer::vocab_size() const {
+  return static_cast<int32_t>(tk_tokenizer_vocab_size(content_->handle.get()));
+}
 
 std::optional<int32_t> Tokenizer::TokenId(std::string_view token) const {
   const int64_t id = tk_tokenizer_token_id(content_->handle.get(), BytePointer(token), token.size());
@@ -154,12 +164,26 @@ std::optional<int32_t> Tokenizer::TokenId(std::string_view token) const {
   return static_cast<int32_t>(id);
 }
 
-std::optional<int32_t> Tokenizer::bos_id() const { return content_->bos_id; }
-std::optional<int32_t> Tokenizer::eos_id() const { return content_->eos_id; }
-bool Tokenizer::add_bos() const { return content_->config.add_bos; }
-const std::string& Tokenizer::bos_token() const { return content_->config.bos_token; }
-const std::string& Tokenizer::eos_token() const { return content_->config.eos_token; }
-const std::string& Tokenizer::chat_template() const { return content_->config.chat_template; }
-const std::vector<std::string>& Tokenizer::added_tokens() const { return content_->added_tokens; }
+std::optional<int32_t> Tokenizer::bos_id() const {
+  return content_->bos_id;
+}
+std::optional<int32_t> Tokenizer::eos_id() const {
+  return content_->eos_id;
+}
+bool Tokenizer::add_bos() const {
+  return content_->config.add_bos;
+}
+const std::string& Tokenizer::bos_token() const {
+  return content_->config.bos_token;
+}
+const std::string& Tokenizer::eos_token() const {
+  return content_->config.eos_token;
+}
+const std::string& Tokenizer::chat_template() const {
+  return content_->config.chat_template;
+}
+const std::vector<std::string>& Tokenizer::added_tokens() const {
+  return content_->added_tokens;
+}
 
 }  // namespace tessera

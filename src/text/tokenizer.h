@@ -24,17 +24,18 @@ enum class ControlTokens {
 
 class Tokenizer {
  public:
-  // Reads tokenizer.json (required), tokenizer_config.json (optional) and chat_template.jinja (optional, instead of
-  // the config's template) of a folder.
+  // Reads tokenizer.json (required), tokenizer_config.json (optional) and chat_template.jinja (optional,
+  // instead of the config's template) of a folder.
   static Result<std::unique_ptr<Tokenizer>> Load(const std::string& folder);
   // The same from memory; `config_json` may be empty.
-  static Result<std::unique_ptr<Tokenizer>> Parse(std::string_view tokenizer_json, std::string_view config_json);
+  static Result<std::unique_ptr<Tokenizer>> Parse(std::string_view tokenizer_json,
+                                                  std::string_view config_json);
   ~Tokenizer();
 
   // Adds no BOS. Text must be UTF-8: kInvalid otherwise.
   Result<TokenIds> Encode(std::string_view text, ControlTokens control) const;
-  // `text` with BOS in front where tokenizer_config.json says so (add_bos_token) and the text does not already
-  // start with it; control tokens are parsed. The rule for raw completion prompts.
+  // `text` with BOS in front where tokenizer_config.json says so (add_bos_token) and the text does not
+  // already start with it; control tokens are parsed. The rule for raw completion prompts.
   Result<TokenIds> EncodePrompt(std::string_view text, bool add_special_tokens) const;
   // Valid UTF-8; broken sequences become U+FFFD. Ids outside the vocabulary give nothing.
   std::string Decode(std::span<const int32_t> ids, bool skip_special_tokens) const;

@@ -16,13 +16,15 @@ const Tokenizer& TinyTokenizer() {
 // Bytes as one-character tokens: enough vocabulary for "ab<>/s" and its control token.
 std::string ByteJson(std::string_view post_processor = "null") {
   return Format(R"({{"version":"1.0","truncation":null,"padding":null,"normalizer":null,
-    "added_tokens":[{{"id":6,"content":"<s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,
-      "special":true}}],
+    "added_tokens":[{{"id":6,"content":"<s>","single_word":false,"lstrip":false,"rstrip":false,
+      "normalized":false,"special":true}}],
     "pre_tokenizer":{{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}},
-    "post_processor":{},"decoder":{{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}},
+    "post_processor":{},
+    "decoder":{{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}},
     "model":{{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,
       "end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":false,"ignore_merges":false,
-      "vocab":{{"a":0,"b":1,"<":2,">":3,"/":4,"s":5}},"merges":[]}}}})", post_processor);
+      "vocab":{{"a":0,"b":1,"<":2,">":3,"/":4,"s":5}},"merges":[]}}}})",
+                post_processor);
 }
 
 TEST(Tokenizer, ReadsTheFolder) {
@@ -35,7 +37,8 @@ TEST(Tokenizer, ReadsTheFolder) {
   EXPECT_TRUE(tiny.add_bos());
   EXPECT_TRUE(tiny.chat_template().contains("<｜Assistant｜>"));
   EXPECT_EQ(tiny.added_tokens().size(), 16u);
-  EXPECT_TRUE(std::ranges::is_sorted(tiny.added_tokens(), std::greater(), [](const auto& t) { return t.size(); }));
+  EXPECT_TRUE(
+      std::ranges::is_sorted(tiny.added_tokens(), std::greater(), [](const auto& t) { return t.size(); }));
 }
 
 TEST(Tokenizer, KnowsItsTokens) {
@@ -68,8 +71,8 @@ TEST(Tokenizer, ControlTokensAreParsedOrText) {
 }
 
 TEST(Tokenizer, RoundTripsTextAndNeverAddsBos) {
-  for (const char* text : {"", " ", "Hello, world!\n\n  x", "将文本分类为中性", "😀🏳️‍🌈 é\u0301", "1234567 890",
-                           "\t\t\r\n", "\u0000x", "ไทย عربى"}) {
+  for (const char* text : {"", " ", "Hello, world!\n\n  x", "将文本分类为中性", "😀🏳️‍🌈 é\u0301",
+                           "1234567 890", "\t\t\r\n", "\u0000x", "ไทย عربى"}) {
     const TokenIds ids = TinyTokenizer().Encode(text, ControlTokens::kParse).value();
     EXPECT_EQ(TinyTokenizer().Decode(ids, false), text);
     EXPECT_TRUE(ids.empty() || ids[0] != 0);
@@ -126,7 +129,8 @@ TEST(Tokenizer, BrokenFilesAreRefusedByName) {
   EXPECT_TRUE(message(good, R"({"add_bos_token":"yes"})").contains("add_bos_token"));
   EXPECT_TRUE(message(good, R"({"add_bos_token":true})").contains("add_bos_token"));
   EXPECT_TRUE(message(good, R"({"add_bos_token":true,"bos_token":"<x>"})").contains("<x>"));
-  EXPECT_TRUE(message(good, R"({"chat_template":[{"name":"other","template":"x"}]})").contains("chat_template"));
+  EXPECT_TRUE(
+      message(good, R"({"chat_template":[{"name":"other","template":"x"}]})").contains("chat_template"));
   const auto missing = Tokenizer::Load("/nonexistent-folder");
   ASSERT_FALSE(missing);
   EXPECT_TRUE(missing.error().message.contains("/nonexistent-folder")) << missing.error().message;
@@ -134,7 +138,8 @@ TEST(Tokenizer, BrokenFilesAreRefusedByName) {
 
 TEST(Tokenizer, TheDefaultOfSeveralTemplatesIsTaken) {
   const auto tokenizer = Tokenizer::Parse(
-      ByteJson(), R"({"chat_template":[{"name":"tool_use","template":"x"},{"name":"default","template":"y"}]})");
+      ByteJson(),
+      R"({"chat_template":[{"name":"tool_use","template":"x"},{"name":"default","template":"y"}]})");
   EXPECT_EQ(tokenizer.value()->chat_template(), "y");
 }
 

@@ -52,10 +52,12 @@ int Serve(const std::string& folder) {
     const Json line = Json::parse(text, nullptr, /*allow_exceptions=*/false);
     Json answer;
     if (line.contains("encode")) {
-      const ControlTokens control = line.value("control", true) ? ControlTokens::kParse : ControlTokens::kText;
+      const ControlTokens control =
+          line.value("control", true) ? ControlTokens::kParse : ControlTokens::kText;
       answer = Ids((*tokenizer)->Encode(line["encode"].get<std::string>(), control));
     } else if (line.contains("prompt")) {
-      answer = Ids((*tokenizer)->EncodePrompt(line["prompt"].get<std::string>(), line.value("special", true)));
+      answer =
+          Ids((*tokenizer)->EncodePrompt(line["prompt"].get<std::string>(), line.value("special", true)));
     } else if (line.contains("decode")) {
       answer = Decode(**tokenizer, line);
     } else if (line.contains("chat")) {

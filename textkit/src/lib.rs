@@ -128,7 +128,12 @@ pub unsafe extern "C" fn tk_ids_free(ids: *mut TkIds) {
 }
 
 #[no_mangle]
-pub unsafe extern "C" fn tk_tokenizer_new(json: *const u8, n: usize, out: *mut *mut Tokenizer, err: *mut TkBytes) -> i32 {
+pub unsafe extern "C" fn tk_tokenizer_new(
+    json: *const u8,
+    n: usize,
+    out: *mut *mut Tokenizer,
+    err: *mut TkBytes,
+) -> i32 {
     guarded(err, || {
         let tokenizer = Tokenizer::new(bytes_of(json, n)?)?;
         *out = Box::into_raw(Box::new(tokenizer));
@@ -217,7 +222,12 @@ pub unsafe extern "C" fn tk_tokenizer_decode(
 }
 
 #[no_mangle]
-pub unsafe extern "C" fn tk_template_new(src: *const u8, n: usize, out: *mut *mut Template, err: *mut TkBytes) -> i32 {
+pub unsafe extern "C" fn tk_template_new(
+    src: *const u8,
+    n: usize,
+    out: *mut *mut Template,
+    err: *mut TkBytes,
+) -> i32 {
     guarded(err, || {
         let template = Template::new(text_of(src, n)?)?;
         *out = Box::into_raw(Box::new(template));

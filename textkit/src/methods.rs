@@ -100,7 +100,8 @@ fn split(text: &str, args: &[Value], side: Side) -> Result<Value, Error> {
     let parts: Vec<&str> = match &separator {
         None => split_blank(text, limit, side),
         Some(separator) => {
-            let separator = separator.as_str().ok_or_else(|| not_found("split: the separator must be a string"))?;
+            let separator =
+                separator.as_str().ok_or_else(|| not_found("split: the separator must be a string"))?;
             if separator.is_empty() {
                 return Err(not_found("empty separator"));
             }
@@ -120,7 +121,11 @@ fn split_blank(text: &str, limit: usize, side: Side) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = text;
     loop {
-        rest = if side == Side::Left { rest.trim_start_matches(is_blank) } else { rest.trim_end_matches(is_blank) };
+        rest = if side == Side::Left {
+            rest.trim_start_matches(is_blank)
+        } else {
+            rest.trim_end_matches(is_blank)
+        };
         if rest.is_empty() {
             break;
         }

@@ -1,5 +1,5 @@
-//! Values as Python writes them: str(), repr() and json.dumps(). Chat templates were written against Python, and
-//! a prompt that differs in one blank or digit is another prompt.
+//! Values as Python writes them: str(), repr() and json.dumps(). Chat templates were written against Python,
+//! and a prompt that differs in one blank or digit is another prompt.
 
 use minijinja::value::{Kwargs, Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Error, ErrorKind, State};
@@ -132,12 +132,25 @@ fn append_str_repr(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// str.isprintable of one character. The noncharacters U+FDD0.. count as printable: the caller marks text with them.
+/// str.isprintable of one character. The noncharacters U+FDD0.. count as printable: the caller marks text
+/// with them.
 fn is_printable(c: char) -> bool {
     match c as u32 {
         0x20..=0x7e | 0xfdd0..=0xfdef => true,
-        0x7f..=0xa0 | 0xad | 0x2028 | 0x2029 | 0x1680 | 0x2000..=0x200f | 0x202a..=0x202f | 0x205f..=0x206f | 0x3000
-        | 0xe000..=0xf8ff | 0xfeff | 0xfff9..=0xfffb | 0xe0001..=0xe007f | 0xf0000..=0x10ffff => false,
+        0x7f..=0xa0
+        | 0xad
+        | 0x2028
+        | 0x2029
+        | 0x1680
+        | 0x2000..=0x200f
+        | 0x202a..=0x202f
+        | 0x205f..=0x206f
+        | 0x3000
+        | 0xe000..=0xf8ff
+        | 0xfeff
+        | 0xfff9..=0xfffb
+        | 0xe0001..=0xe007f
+        | 0xf0000..=0x10ffff => false,
         _ => {
             // escape_debug also escapes combining marks when they come first: only behind a letter it tells.
             let mut pair = String::from("a");
@@ -156,7 +169,8 @@ struct JsonStyle {
     sort_keys: bool,
 }
 
-/// The filter `tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)` of transformers.
+/// The filter of transformers:
+/// `tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
 pub fn tojson(state: &State, value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let args = args.into_values();
     let (ascii, indent, separators, sort, kwargs): (
@@ -261,7 +275,9 @@ fn close(style: &JsonStyle, count: usize, depth: usize, bracket: char, out: &mut
 fn append_json_number(value: &Value, out: &mut String) {
     match as_float(value) {
         Some(number) if number.is_nan() => out.push_str("NaN"),
-        Some(number) if number.is_infinite() => out.push_str(if number > 0.0 { "Infinity" } else { "-Infinity" }),
+        Some(number) if number.is_infinite() => {
+            out.push_str(if number > 0.0 { "Infinity" } else { "-Infinity" })
+        }
         Some(number) => out.push_str(&float_repr(number)),
         None => out.push_str(&value.to_string()),
     }

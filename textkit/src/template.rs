@@ -1,5 +1,5 @@
-//! A Jinja chat template, rendered as transformers renders it (jinja2's sandbox with trim_blocks, lstrip_blocks,
-//! loop controls and a few functions of its own), on a budget of steps.
+//! A Jinja chat template, rendered as transformers renders it (jinja2's sandbox with trim_blocks,
+//! lstrip_blocks, loop controls and a few functions of its own), on a budget of steps.
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{from_args, Kwargs, Rest, Serde, Value, ValueKind, ValueOrKwargs};
@@ -22,9 +22,8 @@ impl Template {
         environment.set_syntax(syntax.map_err(|e| Failure::new(Status::Parse, describe(&e)))?);
         environment.set_recursion_limit(200);
         environment.set_unknown_method_callback(methods::call);
-        environment.set_formatter(|out, _state, value| {
-            out.write_str(&pyfmt::py_str(value)?).map_err(Error::from)
-        });
+        environment
+            .set_formatter(|out, _state, value| out.write_str(&pyfmt::py_str(value)?).map_err(Error::from));
         environment.add_filter("tojson", pyfmt::tojson);
         environment.add_filter("string", |value: &Value| pyfmt::py_str(value));
         environment.add_filter("default", default_filter);
@@ -92,7 +91,8 @@ fn generation_tag(tag: &str) -> Option<(String, usize)> {
 }
 
 fn describe(error: &Error) -> String {
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), |d| format!("{}: {d}", error.kind()));
+    let detail =
+        error.detail().map_or_else(|| error.kind().to_string(), |d| format!("{}: {d}", error.kind()));
     match error.line() {
         Some(line) => format!("{detail} (line {line})"),
         None => detail,
@@ -129,7 +129,8 @@ fn default_filter(value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Erro
 /// indent(text, width=4, first=False, blank=False) of jinja2, which keeps a final line end.
 fn indent_filter(text: &str, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let args = args.into_values();
-    let (width, first, blank, kwargs): (Option<Value>, Option<Value>, Option<Value>, Kwargs) = from_args(&args)?;
+    let (width, first, blank, kwargs): (Option<Value>, Option<Value>, Option<Value>, Kwargs) =
+        from_args(&args)?;
     let width = width.or(kwargs.get("width")?);
     let first = first.or(kwargs.get("first")?).is_some_and(|v| v.is_true());
     let blank = blank.or(kwargs.get("blank")?).is_some_and(|v| v.is_true());

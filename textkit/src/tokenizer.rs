@@ -1,6 +1,6 @@
-//! One tokenizer.json as two tokenizers over the same vocabulary: one that knows the added tokens, one to which
-//! they are plain text. DeepSeek marks its role tokens as not special, so `encode_special_tokens` of the library
-//! would still parse them in what a user wrote; taking them out of the JSON does not.
+//! One tokenizer.json as two tokenizers over the same vocabulary: one that knows the added tokens, one to
+//! which they are plain text. DeepSeek marks its role tokens as not special, so `encode_special_tokens` of
+//! the library would still parse them in what a user wrote; taking them out of the JSON does not.
 
 use std::collections::HashMap;
 
@@ -32,7 +32,9 @@ impl Tokenizer {
         if let Some(added) = tree.get_mut("added_tokens").and_then(Value::as_array_mut) {
             check_ids(added, &full)?;
             // Runs of blanks that some checkpoints add are text like any other, not control.
-            added.retain(|token| token["content"].as_str().is_some_and(|s| s.bytes().all(|b| b.is_ascii_whitespace())));
+            added.retain(|token| {
+                token["content"].as_str().is_some_and(|s| s.bytes().all(|b| b.is_ascii_whitespace()))
+            });
         }
         let plain_json = serde_json::to_vec(&tree).map_err(|e| broken(&e))?;
         drop(tree);
@@ -107,8 +109,9 @@ impl Tokenizer {
 
     pub fn encode(&self, text: &str, parse_added: bool, add_special: bool) -> Result<Vec<u32>, Failure> {
         let tokenizer = if parse_added { &self.full } else { &self.plain };
-        let encoding =
-            tokenizer.encode_fast(text, add_special).map_err(|e| Failure::new(Status::Parse, format!("encode: {e}")))?;
+        let encoding = tokenizer
+            .encode_fast(text, add_special)
+            .map_err(|e| Failure::new(Status::Parse, format!("encode: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -117,14 +120,15 @@ impl Tokenizer {
     }
 }
 
-/// The library numbers added tokens itself and only logs when the file says otherwise; the model would then read
-/// other tokens than the ones written.
+/// The library numbers added tokens itself and only logs when the file says otherwise; the model would then
+/// read other tokens than the ones written.
 fn check_ids(added: &[Value], tokenizer: &HfTokenizer) -> Result<(), Failure> {
     for token in added {
         let (content, id) = (token["content"].as_str().unwrap_or_default(), token["id"].as_u64());
         let given = tokenizer.token_to_id(content).map(u64::from);
         if given != id {
-            let message = format!("tokenizer.json: added token {content:?} has id {id:?}, but only {given:?} is free");
+            let message =
+                format!("tokenizer.json: added token {content:?} has id {id:?}, but only {given:?} is free");
             return Err(Failure::new(Status::Parse, message));
         }
     }
@@ -205,9 +209,12 @@ mod tests {
     fn tiny_json() -> String {
         r#"{"version":"1.0","truncation":null,"padding":null,"normalizer":null,
             "added_tokens":[
-              {"id":7,"content":"<end>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},
-              {"id":8,"content":"<think>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":false}],
-            "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},
+              {"id":7,"content":"<end>","single_word":false,"lstrip":false,"rstrip":false,
+               "normalized":false,"special":true},
+              {"id":8,"content":"<think>","single_word":false,"lstrip":false,"rstrip":false,
+               "normalized":false,"special":false}],
+            "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,
+              "use_regex":true},
             "post_processor":null,
             "decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},
             "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,
@@ -245,7 +252,11 @@ mod tests {
     #[test]
     fn broken_json_is_refused() {
         for json in ["", "{", "{}", "[1]", r#"{"model":{"type":"BPE"}}"#] {
-            assert_eq!(Tokenizer::new(json.as_bytes()).err().map(|f| f.status), Some(Status::Parse), "{json}");
+            assert_eq!(
+                Tokenizer::new(json.as_bytes()).err().map(|f| f.status),
+                Some(Status::Parse),
+                "{json}"
+            );
         }
         let huge = tiny_json().replace("\"<\":9", "\"<\":4294967295");
         assert!(Tokenizer::new(huge.as_bytes()).err().unwrap().message.contains("4294967295"));

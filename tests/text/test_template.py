@@ -1,5 +1,5 @@
-"""tiny-r1's chat template, and R1's own, on seeded conversations: the text equals what jinja2 makes of them in the
-environment that transformers gives to chat templates, and control tokens of users are not tokens."""
+"""tiny-r1's chat template, and R1's own, on seeded conversations: the text equals what jinja2 makes of them
+in the environment that transformers gives to chat templates, and control tokens of users are not tokens."""
 
 import importlib.util
 import json
@@ -17,7 +17,8 @@ NUM_CHATS = 400
 
 
 def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                      sort_keys=sort_keys)
 
 
 def raise_exception(message):
@@ -57,11 +58,12 @@ def reference(folder):
 @pytest.fixture(scope="module")
 def added_tokens(folder):
     tree = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return {token["content"]: token["id"] for token in tree["added_tokens"] if "holder" not in token["content"]}
+    return {token["content"]: token["id"] for token in tree["added_tokens"]
+            if "holder" not in token["content"]}
 
 
-WORDS = ["hello", "wörld", "你好", "😀", "\n", "  ", "\t", "<b>&'\"", "\\n", "{{ x }}", "{% if %}", "1e-7", "\u2028",
-         "\x1c", "\x7f", "é\u0301", "\r\n", "\u00a0", "<", "｜>", "<｜"]
+WORDS = ["hello", "wörld", "你好", "😀", "\n", "  ", "\t", "<b>&'\"", "\\n", "{{ x }}", "{% if %}", "1e-7",
+         "\u2028", "\x1c", "\x7f", "é\u0301", "\r\n", "\u00a0", "<", "｜>", "<｜"]
 
 
 def random_text(rng, added_tokens, control=True):
@@ -78,14 +80,16 @@ def random_value(rng, added_tokens, depth=0):
     if kind == 1:
         return rng.choice([0, -1, 7, 2**53, 2**63 - 1, 2**64 - 1, -(2**63)])
     if kind == 2:
-        return rng.choice([0.0, -0.0, 1.0, 1e-7, 1e20, 1e16, 123456.789, 0.0001, 5e-324, 1.7976931348623157e308])
+        return rng.choice([0.0, -0.0, 1.0, 1e-7, 1e20, 1e16, 123456.789, 0.0001, 5e-324,
+                           1.7976931348623157e308])
     if kind == 3:
         return rng.random() * 10.0 ** rng.randint(-20, 25)
     if kind < 7:
         return random_text(rng, added_tokens)
     if kind == 7:
         return [random_value(rng, added_tokens, depth + 1) for _ in range(rng.randint(0, 3))]
-    return {random_text(rng, added_tokens): random_value(rng, added_tokens, depth + 1) for _ in range(rng.randint(0, 3))}
+    return {random_text(rng, added_tokens): random_value(rng, added_tokens, depth + 1)
+            for _ in range(rng.randint(0, 3))}
 
 
 def random_message(rng, added_tokens):
@@ -98,10 +102,11 @@ def random_message(rng, added_tokens):
         if rng.random() < 0.3:
             # Arguments as JSON text half of the time: R1's template takes nothing else.
             calls = [random_value(rng, added_tokens) for _ in range(rng.randint(0, 2))]
-            calls = [json.dumps(value, ensure_ascii=False) if rng.random() < 0.5 else value for value in calls]
-            message["tool_calls"] = [
-                {"type": "function", "function": {"name": "f" + random_text(rng, added_tokens), "arguments": value}}
-                for value in calls]
+            calls = [json.dumps(value, ensure_ascii=False) if rng.random() < 0.5 else value
+                     for value in calls]
+            functions = [{"name": "f" + random_text(rng, added_tokens), "arguments": value}
+                         for value in calls]
+            message["tool_calls"] = [{"type": "function", "function": function} for function in functions]
             if rng.random() < 0.5:
                 message["content"] = None
     return message
@@ -115,7 +120,8 @@ def chats(added_tokens):
         chat = {"messages": [random_message(rng, added_tokens) for _ in range(rng.randint(1, 7))],
                 "generate": rng.random() < 0.7}
         if rng.random() < 0.3:
-            chat["tools"] = [{"type": "function", "function": random_value(rng, added_tokens)} for _ in range(2)]
+            functions = [random_value(rng, added_tokens) for _ in range(2)]
+            chat["tools"] = [{"type": "function", "function": function} for function in functions]
         if rng.random() < 0.2:
             chat["kwargs"] = {"enable_thinking": rng.random() < 0.5, "extra": random_value(rng, {"x": 0})}
         chats.append(chat)
@@ -144,19 +150,21 @@ def masked(value, table, keep_think):
     if isinstance(value, list):
         return [masked(item, table, keep_think) for item in value]
     if isinstance(value, dict):
-        return {masked(key, table, keep_think): masked(item, table, keep_think) for key, item in value.items()}
+        return {masked(key, table, keep_think): masked(item, table, keep_think)
+                for key, item in value.items()}
     return value
 
 
 def test_only_the_template_writes_control_tokens(chats, answers, reference, added_tokens):
-    """Stand-ins instead of the users' control tokens: what then reads as one in jinja2's text is the template's."""
+    """With stand-ins for the users' control tokens, what reads as one in jinja2's text is the template's."""
     table = {token: f"[stand-in {index}]" for index, token in enumerate(added_tokens)}
     with_user_tokens = 0
     for chat, answer in zip(chats, answers, strict=True):
         if "error" in answer:
             continue
         safe = dict(chat)
-        safe["messages"] = [masked(message, table, message["role"] == "assistant") for message in chat["messages"]]
+        safe["messages"] = [masked(message, table, message["role"] == "assistant")
+                            for message in chat["messages"]]
         safe["tools"] = masked(chat.get("tools"), table, False)
         text = reference(safe)
         with_user_tokens += safe["messages"] != chat["messages"]
