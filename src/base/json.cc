@@ -132,6 +132,13 @@ size_t SequenceLength(std::string_view bytes) {
 
 }  // namespace
 
+// Here, because in the header JsonMember is not complete yet.
+JsonValue::JsonValue() = default;
+JsonValue::JsonValue(bool value) : value_(value) {}
+JsonValue::JsonValue(int64_t value) : value_(value) {}
+JsonValue::JsonValue(uint64_t value) : value_(value) {}
+JsonValue::JsonValue(double value) : value_(value) {}
+JsonValue::JsonValue(std::string value) : value_(std::make_unique<std::string>(std::move(value))) {}
 JsonValue::JsonValue(JsonArray value) : value_(std::make_unique<JsonArray>(std::move(value))) {}
 JsonValue::JsonValue(JsonObject value) : value_(std::make_unique<JsonObject>(std::move(value))) {}
 JsonValue::JsonValue(JsonValue&&) noexcept = default;

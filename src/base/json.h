@@ -22,12 +22,12 @@ using JsonObject = std::vector<JsonMember>;  // in the order of the text; keys a
 // 16 bytes, so that a long list of token ids stays small. Movable, not copyable.
 class JsonValue {
  public:
-  JsonValue() = default;  // null
-  explicit JsonValue(bool value) : value_(value) {}
-  explicit JsonValue(int64_t value) : value_(value) {}
-  explicit JsonValue(uint64_t value) : value_(value) {}
-  explicit JsonValue(double value) : value_(value) {}
-  explicit JsonValue(std::string value) : value_(std::make_unique<std::string>(std::move(value))) {}
+  JsonValue();  // null
+  explicit JsonValue(bool value);
+  explicit JsonValue(int64_t value);
+  explicit JsonValue(uint64_t value);
+  explicit JsonValue(double value);
+  explicit JsonValue(std::string value);
   explicit JsonValue(JsonArray value);
   explicit JsonValue(JsonObject value);
   JsonValue(JsonValue&&) noexcept;
