@@ -4,7 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <limits>
+
+#include "model/edited_checkpoint.h"
 
 namespace tessera {
 namespace {
@@ -145,6 +149,174 @@ TEST_F(TinyWeights, FloatMatricesAreWholeAndKeysTransposed) {
     }
   }
   EXPECT_EQ(num_wrong, 0);
+}
+
+// -- Values that the arithmetic cannot take, in a small checkpoint of odd dimensions.
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+const std::string kQA = "model.layers.1.self_attn.q_a_proj";
+const std::string kUp = "model.layers.1.mlp.experts.3.up_proj";
+
+std::string LoadError(const EditedCheckpoint& edited, int num_threads = 2) {
+  edited.Save();
+  const auto checkpoint = edited.Open();
+  if (!checkpoint) return "does not open: " + checkpoint.error().message;
+  ThreadPool threads(num_threads);
+  const auto weights = Weights::Load(*checkpoint, LoadModelConfig(edited.folder()).value(), threads, {});
+  return weights ? "" : weights.error().message;
+}
+
+template <typename T>
+std::string ErrorAfter(const std::string& tensor, size_t index, T value) {
+  EditedCheckpoint edited(RandomFormat::kW8a8);
+  EditedCheckpoint::Set(edited.main.at(tensor), index, value);
+  const std::string message = LoadError(edited);
+  EXPECT_NE(message.find("quant_model_weight_w8a8_dynamic.safetensors: tensor " + tensor), std::string::npos)
+      << message;
+  return message;
+}
+
+TEST(BadWeightsTest, NonFiniteValuesAreNamed) {
+  constexpr uint16_t kInfinity = 0xFF80;
+  EXPECT_NE(ErrorAfter<uint16_t>("model.embed_tokens.weight", 96 * 330 + 95, kInfinity).find("value 31775 is -inf"),
+            std::string::npos);
+  EXPECT_NE(ErrorAfter<uint16_t>("lm_head.weight", 12345, 0x7FC0).find("value 12345 is nan"), std::string::npos);
+  ErrorAfter<uint16_t>("model.layers.2.self_attn.kv_b_proj.weight", 100, kInfinity);
+  ErrorAfter<uint16_t>("model.layers.2.mlp.gate.weight", 5, kInfinity);
+  ErrorAfter<uint16_t>("model.layers.0.post_attention_layernorm.weight", 0, kInfinity);
+  ErrorAfter<uint16_t>("model.layers.0.self_attn.q_a_layernorm.bias", 40, kInfinity);
+  ErrorAfter<float>("model.layers.1.mlp.gate.e_score_correction_bias", 8, kNan);
+  ErrorAfter<float>(kUp + ".weight_scale", 47, kNan);
+  ErrorAfter<float>(kQA + ".deq_scale", 3, kNan);
+  ErrorAfter<float>(kQA + ".input_scale", 0, kNan);
+}
+
+TEST(BadWeightsTest, ScalesAndOffsets) {
+  for (const float scale : {0.0f, -1.0f, 1e-45f}) {
+    EXPECT_NE(ErrorAfter<float>(kQA + ".input_scale", 0, scale).find("a positive scale"), std::string::npos) << scale;
+  }
+  for (const float offset : {0.5f, 128.0f, -129.0f}) {
+    EXPECT_NE(ErrorAfter<float>(kQA + ".input_offset", 0, offset).find("from -128 to 127"), std::string::npos);
+  }
+  EXPECT_NE(ErrorAfter<float>(kUp + ".weight_offset", 2, 1e-30f).find("value 2 is not zero"), std::string::npos);
+  EXPECT_NE(ErrorAfter<float>(kQA + ".weight_offset", 0, 1.0f).find("asymmetric"), std::string::npos);
+  EditedCheckpoint edited(RandomFormat::kW8a8);  // minus zero is zero
+  EditedCheckpoint::Set(edited.main.at(kUp + ".weight_offset"), 2, -0.0f);
+  EXPECT_EQ(LoadError(edited), "");
+}
+
+TEST(BadWeightsTest, QuantBiasStaysInInt32) {
+  const int32_t bound = static_cast<int32_t>((int64_t{1} << 31) - 1 - 128 * 128 * 96);  // K of q_a is 96
+  EXPECT_NE(ErrorAfter<int32_t>(kQA + ".quant_bias", 40, bound + 1).find("value 40"), std::string::npos);
+  ErrorAfter<int32_t>(kQA + ".quant_bias", 0, -bound - 1);
+  ErrorAfter<int32_t>(kQA + ".quant_bias", 0, std::numeric_limits<int32_t>::min());
+  EditedCheckpoint edited(RandomFormat::kW8a8);
+  EditedCheckpoint::Set(edited.main.at(kQA + ".quant_bias"), 0, -bound);
+  EXPECT_EQ(LoadError(edited), "");
+}
+
+TEST(BadWeightsTest, TheFirstErrorInTheOrderOfTheModelWins) {
+  EditedCheckpoint edited(RandomFormat::kW8a8);
+  EditedCheckpoint::Set<uint16_t>(edited.main.at("lm_head.weight"), 0, 0x7F80);
+  EditedCheckpoint::Set(edited.main.at(kUp + ".weight_scale"), 0, kNan);
+  EditedCheckpoint::Set(edited.main.at("model.layers.1.mlp.experts.4.up_proj.weight_scale"), 0, kNan);
+  for (const int num_threads : {1, 2, 4}) {
+    EXPECT_NE(LoadError(edited, num_threads).find(kUp + ".weight_scale"), std::string::npos) << num_threads;
+  }
+}
+
+TEST(StoredFormsTest, ScalesAndOffsetsAreReadInEveryForm) {
+  EditedCheckpoint edited(RandomFormat::kW8a8);
+  auto& deq_scale = edited.main.at(kQA + ".deq_scale");
+  std::vector<float> scales(41);
+  std::memcpy(scales.data(), deq_scale.bytes.data(), deq_scale.bytes.size());
+  std::vector<int64_t> words;
+  for (const float scale : scales) words.push_back(std::bit_cast<int32_t>(scale));
+  deq_scale = EditedCheckpoint::Make(Dtype::kInt64, {41}, words);
+  std::vector<uint16_t> per_channel(96, 0x3D00);  // bf16 0.03125
+  per_channel[7] = 0x3D80;                        // 0.0625
+  edited.main.at(kQA + ".input_scale") = EditedCheckpoint::Make(Dtype::kBf16, {96}, per_channel);
+  edited.main.at(kQA + ".input_offset") = EditedCheckpoint::Make(Dtype::kInt8, {96}, std::vector<int8_t>(96, -128));
+  edited.Save();
+  const auto checkpoint = edited.Open();
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+  ThreadPool threads(1);
+  const auto weights = Weights::Load(*checkpoint, LoadModelConfig(edited.folder()).value(), threads, {});
+  ASSERT_TRUE(weights) << weights.error().message;
+  const Linear& q_a = weights->layers[1].q_a;
+  EXPECT_EQ(q_a.deq_scale, scales);
+  ASSERT_EQ(q_a.inverse_scale.size(), 96u);
+  EXPECT_EQ(q_a.inverse_scale[0], 32);
+  EXPECT_EQ(q_a.inverse_scale[7], 16);
+  EXPECT_EQ(q_a.zero_point, -128);
+
+  std::vector<int8_t> different(96, 3);
+  different[95] = 4;
+  edited.main.at(kQA + ".input_offset") = EditedCheckpoint::Make(Dtype::kInt8, {96}, different);
+  EXPECT_NE(LoadError(edited).find("offsets that differ between channels"), std::string::npos);
+  edited.main.at(kQA + ".input_offset") = EditedCheckpoint::Make(Dtype::kInt8, {1}, std::vector<int8_t>{3});
+  words[2] |= int64_t{1} << 40;
+  deq_scale = EditedCheckpoint::Make(Dtype::kInt64, {41}, words);
+  EXPECT_NE(LoadError(edited).find(".deq_scale: value 2 is 0x"), std::string::npos);
+}
+
+// Odd sizes: the last panel is not full, leaves of o_proj are 9 columns, keys have 25.
+TEST(StoredFormsTest, OddShapesArePackedWhole) {
+  for (const RandomFormat format : {RandomFormat::kBf16, RandomFormat::kW8a8}) {
+    EditedCheckpoint edited(format);
+    const ModelConfig config = LoadModelConfig(edited.folder()).value();
+    const Checkpoint checkpoint = edited.Open().value();
+    ThreadPool threads(2);
+    const Weights weights = Weights::Load(checkpoint, config, threads, {}).value();
+    const LayerWeights& layer = weights.layers[2];
+    const std::string prefix = "model.layers.2.";
+    if (format == RandomFormat::kW8a8) {
+      ExpectInt8(checkpoint, prefix + "self_attn.o_proj.weight", layer.o);
+      ExpectInt8(checkpoint, prefix + "self_attn.q_a_proj.weight", layer.q_a);
+      ExpectInt8(checkpoint, prefix + "mlp.shared_experts.down_proj.weight", layer.shared.down);
+    } else {
+      const auto o = Bits(checkpoint, prefix + "self_attn.o_proj.weight");
+      int num_wrong = 0;
+      for (int n = 0; n < layer.o.num_outputs; ++n) {
+        for (int k = 0; k < layer.o.k; ++k) num_wrong += At(layer.o.bf16, n, k) != o[static_cast<size_t>(n * layer.o.k + k)];
+      }
+      EXPECT_EQ(num_wrong, 0);
+    }
+    const auto kv_b = Bits(checkpoint, prefix + "self_attn.kv_b_proj.weight");
+    const auto rank = static_cast<size_t>(config.kv_lora_rank);
+    const size_t row = 5 * 49 + 24;  // the last key row of the last head
+    EXPECT_EQ(At(layer.key_up[5], 37, 24), kv_b[row * rank + 37]);
+    EXPECT_EQ(At(layer.value_up[5], 23, 37), kv_b[(5 * 49 + 25 + 23) * rank + 37]);
+  }
+}
+
+#if defined(__has_feature)
+#define TESSERA_SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define TESSERA_SANITIZED 1
+#else
+#define TESSERA_SANITIZED 0
+#endif
+
+TEST(PeakMemoryTest, LoadingNeedsLittleMoreThanTheWeights) {
+  if (TESSERA_SANITIZED) GTEST_SKIP() << "sanitizers keep memory of their own";
+  // One buffer of 4 MiB a thread and the small arrays, whatever the size of the largest tensor.
+  std::string pattern = ::testing::TempDir() + "peak_XXXXXX";
+  const std::string root = mkdtemp(pattern.data());
+  RandomCheckpointOptions options = RandomPreset("toy").value();
+  options.config.vocab_size = 40'000;  // 41 MB of embedding, as much of head
+  ASSERT_TRUE(WriteRandomCheckpoint(root + "/model", options, {}));
+  const ModelConfig config = LoadModelConfig(root + "/model").value();
+  const Checkpoint checkpoint = Checkpoint::Open(root + "/model", config).value();
+  ThreadPool threads(2);
+  const uint64_t before = ResidentBytes();
+  uint64_t peak = 0;
+  const auto weights = Weights::Load(checkpoint, config, threads, [&](uint64_t, uint64_t) {
+    peak = std::max(peak, ResidentBytes());
+  });
+  ASSERT_TRUE(weights);
+  EXPECT_LT(peak - before, checkpoint.total_bytes() * 1.15 + (16 << 20));
+  std::filesystem::remove_all(root);
 }
 
 }  // namespace
