@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "engine/engine.h"
 #include "http/api.h"
-#include "base/json.h"
 
 namespace tessera::test {
 
@@ -51,16 +51,17 @@ class ScriptedExecutor : public Executor {
   void Hold() {
     std::lock_guard lock(mutex_);
     held_ = true;
+    num_runs_at_hold_ = num_runs_;
   }
   void Release() {
     std::lock_guard lock(mutex_);
     held_ = false;
     changed_.notify_all();
   }
+  // Until a step that began after Hold() waits.
   void WaitForRun() {
     std::unique_lock lock(mutex_);
-    const int before = num_runs_;
-    changed_.wait_for(lock, std::chrono::seconds(20), [&] { return num_runs_ > before; });
+    changed_.wait_for(lock, std::chrono::seconds(20), [&] { return num_runs_ > num_runs_at_hold_; });
   }
   void FailAfter(int steps) {
     std::lock_guard lock(mutex_);
@@ -89,6 +90,7 @@ class ScriptedExecutor : public Executor {
   std::condition_variable changed_;
   bool held_ = false;
   int num_runs_ = 0;
+  int num_runs_at_hold_ = 0;
   int steps_to_failure_ = 0;
   std::map<uint64_t, std::vector<int32_t>> scripts_;
   std::map<std::pair<uint64_t, uint32_t>, int> places_;
