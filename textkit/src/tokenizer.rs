@@ -2,8 +2,9 @@
 //! which they are plain text. DeepSeek marks its role tokens as not special, so `encode_special_tokens` of
 //! the library would still parse them in what a user wrote; taking them out of the JSON does not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
+use serde_json::value::RawValue;
 use serde_json::Value;
 use tokenizers::Tokenizer as HfTokenizer;
 
@@ -26,18 +27,23 @@ pub struct Tokenizer {
 impl Tokenizer {
     pub fn new(json: &[u8]) -> Result<Tokenizer, Failure> {
         let broken = |e: &dyn std::fmt::Display| Failure::new(Status::Parse, format!("tokenizer.json: {e}"));
-        let mut tree: Value = serde_json::from_slice(json).map_err(|e| broken(&e))?;
-        let decoder = Decoder::read(&tree["decoder"]);
+        // The parts stay text: the vocabulary of a large model is 8 MB of it.
+        let mut parts: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(json).map_err(|e| broken(&e))?;
+        let part = |name: &str| -> Result<Value, Failure> {
+            let text = parts.get(name).map_or("null", |part| part.get());
+            serde_json::from_str(text).map_err(|e| broken(&e))
+        };
+        let decoder = Decoder::read(&part("decoder")?);
+        let mut added = part("added_tokens")?.as_array().cloned().unwrap_or_default();
         let full = HfTokenizer::from_bytes(json).map_err(|e| broken(&e))?;
-        if let Some(added) = tree.get_mut("added_tokens").and_then(Value::as_array_mut) {
-            check_ids(added, &full)?;
-            // Runs of blanks that some checkpoints add are text like any other, not control.
-            added.retain(|token| {
-                token["content"].as_str().is_some_and(|s| s.bytes().all(|b| b.is_ascii_whitespace()))
-            });
-        }
-        let plain_json = serde_json::to_vec(&tree).map_err(|e| broken(&e))?;
-        drop(tree);
+        check_ids(&added, &full)?;
+        // Runs of blanks that some checkpoints add are text like any other, not control.
+        added.retain(|token| {
+            token["content"].as_str().is_some_and(|s| s.bytes().all(|b| b.is_ascii_whitespace()))
+        });
+        let kept = serde_json::value::to_raw_value(&added).map_err(|e| broken(&e))?;
+        parts.insert("added_tokens".to_string(), kept);
+        let plain_json = serde_json::to_vec(&parts).map_err(|e| broken(&e))?;
         let plain = HfTokenizer::from_bytes(&plain_json).map_err(|e| broken(&e))?;
         let mut tokenizer = Tokenizer {
             full,
