@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "text/control_scanner.h"
-#include "text/json_text.h"
+#include "text/template_variables.h"
 #include "text/textkit_bridge.h"
 
 namespace tessera {

@@ -5,11 +5,65 @@
 #include <utility>
 
 #include "base/file.h"
-#include "text/json_text.h"
+#include "base/json.h"
 #include "text/textkit_bridge.h"
 #include "text/utf8.h"
 
 namespace tessera {
+namespace {
+
+struct TokenizerConfig {
+  bool add_bos = false;
+  std::string bos_token;
+  std::string eos_token;
+  std::string chat_template;
+};
+
+// A token is a text, or an object with the text as content.
+Result<std::string> TokenText(const JsonValue& config, std::string_view name) {
+  const JsonValue* token = config.Find(name);
+  if (token == nullptr || token->is_null()) return std::string();
+  if (const JsonValue* content = token->Find("content")) token = content;
+  if (token->is_text()) return token->text();
+  return Invalid("tokenizer_config.json: {} is {}, expected a text or an object with content", name,
+                 token->Describe());
+}
+
+// A text, or a list of named ones of which "default" is meant.
+Result<std::string> TemplateText(const JsonValue& config) {
+  const JsonValue* value = config.Find("chat_template");
+  if (value == nullptr || value->is_null()) return std::string();
+  if (value->is_text()) return value->text();
+  for (const JsonValue& entry : value->items()) {
+    const JsonValue* name = entry.Find("name");
+    const JsonValue* text = entry.Find("template");
+    if (name != nullptr && name->text() == "default" && text != nullptr && text->is_text())
+      return text->text();
+  }
+  return Invalid(
+      "tokenizer_config.json: chat_template is {}, expected a text or a list with an entry 'default'",
+      value->Describe());
+}
+
+Result<TokenizerConfig> ParseTokenizerConfig(std::string_view json) {
+  ASSIGN_OR_RETURN(const JsonValue config, ParseJson(json, "tokenizer_config.json"));
+  if (!config.is_object()) {
+    return Invalid("tokenizer_config.json: {}, expected an object", config.Describe());
+  }
+  TokenizerConfig result;
+  if (const JsonValue* add = config.Find("add_bos_token"); add != nullptr && !add->is_null()) {
+    if (add->AsBool() == nullptr) {
+      return Invalid("tokenizer_config.json: add_bos_token is {}, expected true or false", add->Describe());
+    }
+    result.add_bos = *add->AsBool();
+  }
+  ASSIGN_OR_RETURN(result.bos_token, TokenText(config, "bos_token"));
+  ASSIGN_OR_RETURN(result.eos_token, TokenText(config, "eos_token"));
+  ASSIGN_OR_RETURN(result.chat_template, TemplateText(config));
+  return result;
+}
+
+}  // namespace
 
 struct Tokenizer::Content {
   struct Free {

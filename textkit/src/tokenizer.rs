@@ -28,7 +28,8 @@ impl Tokenizer {
     pub fn new(json: &[u8]) -> Result<Tokenizer, Failure> {
         let broken = |e: &dyn std::fmt::Display| Failure::new(Status::Parse, format!("tokenizer.json: {e}"));
         // The parts stay text: the vocabulary of a large model is 8 MB of it.
-        let mut parts: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(json).map_err(|e| broken(&e))?;
+        let mut parts: BTreeMap<String, Box<RawValue>> =
+            serde_json::from_slice(json).map_err(|e| broken(&e))?;
         let part = |name: &str| -> Result<Value, Failure> {
             let text = parts.get(name).map_or("null", |part| part.get());
             serde_json::from_str(text).map_err(|e| broken(&e))
