@@ -1,8 +1,9 @@
-"""The test runner behind `./dev test` and `./dev fuzz`: which suites there are, what each needs built, what it counted.
+"""The test runner behind `./dev test` and `./dev fuzz`: which suites there are, what each needs, what it counted.
 
-Unit tests are found in CMake's own list, fuzzers in the CMakeLists files, so that a new one appears by itself. It
-contains no test. Standard library only; the client tests run in a virtual environment of their own.
+Unit tests are found in CMake's own list, fuzzers in the CMakeLists files, so that a new one appears by itself.
+It contains no test. Standard library only; the client tests run in a virtual environment of their own.
 """
+
 import dataclasses
 import fnmatch
 import hashlib
@@ -56,11 +57,14 @@ def fuzz_target(name):
 
 def unit_tests(preset):
     """[(name, command)] of the configured preset."""
-    listing = subprocess.run(["ctest", "--test-dir", BUILD / preset, "--show-only=json-v1"],
-                             capture_output=True, text=True)
+    listing = subprocess.run(
+        ["ctest", "--test-dir", BUILD / preset, "--show-only=json-v1"], capture_output=True, text=True
+    )
     if listing.returncode != 0:
         return []
-    return [(test["name"], test["command"]) for test in json.loads(listing.stdout)["tests"] if "command" in test]
+    return [
+        (test["name"], test["command"]) for test in json.loads(listing.stdout)["tests"] if "command" in test
+    ]
 
 
 def find_program(preset, name):
@@ -79,8 +83,10 @@ def make_venv():
     if stamp.exists() and stamp.read_text() == wanted:
         return True
     print("==> Python packages of tests/requirements.txt into build/venv", flush=True)
-    for command in (["/usr/bin/python3", "-m", "venv", "--clear", BUILD / "venv"],
-                    [python(), "-m", "pip", "install", "--quiet", "-r", ROOT / "tests/requirements.txt"]):
+    for command in (
+        ["/usr/bin/python3", "-m", "venv", "--clear", BUILD / "venv"],
+        [python(), "-m", "pip", "install", "--quiet", "-r", ROOT / "tests/requirements.txt"],
+    ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             print(done.stdout + done.stderr)
@@ -96,8 +102,12 @@ def build(preset, *targets):
 def sanitizer_env(preset):
     if preset not in ("asan", "tsan"):
         return {}
-    return {"TESSERA_SMALL": "1", "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1",
-            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1", "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1"}
+    return {
+        "TESSERA_SMALL": "1",
+        "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+    }
 
 
 def suites(full):
@@ -111,8 +121,15 @@ def suites(full):
             # The hash product and the golden logits say nothing more under a sanitizer than the model's own tests.
             if preset != "release" and re.match("hash|golden", name):
                 continue
-            found.append(Suite(f"{preset}/{name}", preset, [*command, "--gtest_brief=1", "--gtest_output=xml:{report}"],
-                               fast=preset == "release" and not name.startswith("hash"), env=env))
+            found.append(
+                Suite(
+                    f"{preset}/{name}",
+                    preset,
+                    [*command, "--gtest_brief=1", "--gtest_output=xml:{report}"],
+                    fast=preset == "release" and not name.startswith("hash"),
+                    env=env,
+                )
+            )
         if preset == "tsan":
             continue
         env = env | {"TESSERA_BUILD": str(BUILD / preset)}
@@ -122,8 +139,15 @@ def suites(full):
             if list((ROOT / "tests" / folder).glob("test_*.py")):
                 found.append(Suite(f"{preset}/{folder}", preset, pytest(f"tests/{folder}"), env=env))
         for name in fuzzers():
-            found.append(Suite(f"{preset}/{name}", preset,
-                               [find_program(preset, name), str(CORPORA / fuzz_target(name))], cases=1, env=env))
+            found.append(
+                Suite(
+                    f"{preset}/{name}",
+                    preset,
+                    [find_program(preset, name), str(CORPORA / fuzz_target(name))],
+                    cases=1,
+                    env=env,
+                )
+            )
     smoke = ROOT / "tests/cli/test_smoke.py"
     env = {"TESSERA_BUILD": str(BUILD / "release")}
     found.append(Suite("release/smoke", "release", pytest(str(smoke.relative_to(ROOT))), fast=True, env=env))
@@ -154,8 +178,15 @@ def run(suite):
     report.unlink(missing_ok=True)
     command = [part.replace("{report}", str(report)) for part in suite.command]
     try:
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | suite.env, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LIMIT_S)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | suite.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=LIMIT_S,
+        )
         status, output = done.returncode, done.stdout.decode(errors="replace")
     except subprocess.TimeoutExpired as expired:
         status, output = -1, (expired.stdout or b"").decode(errors="replace") + f"\nno end after {LIMIT_S} s"
@@ -176,8 +207,12 @@ def run(suite):
 
 def chosen(suite, names, fast):
     if names:
-        return any(fnmatch.fnmatch(suite.name, name) or suite.name.startswith(name + "/")
-                   or suite.name.endswith("/" + name) for name in names)
+        return any(
+            fnmatch.fnmatch(suite.name, name)
+            or suite.name.startswith(name + "/")
+            or suite.name.endswith("/" + name)
+            for name in names
+        )
     return suite.fast if fast else suite.name != "release/smoke"  # the smoke test is a part of release/cli
 
 
@@ -219,8 +254,11 @@ def test(arguments):
     for suite in picked:
         begin = time.monotonic()
         outcome = run(suite)
-        counts = f"{outcome.passed} passed" + (f", {outcome.failed} FAILED" if outcome.failed else "") + (
-            f", {outcome.skipped} skipped" if outcome.skipped else "")
+        counts = (
+            f"{outcome.passed} passed"
+            + (f", {outcome.failed} FAILED" if outcome.failed else "")
+            + (f", {outcome.skipped} skipped" if outcome.skipped else "")
+        )
         print(f"    {suite.name:<32} {counts:<32} {time.monotonic() - begin:6.1f} s", flush=True)
         total.passed += outcome.passed
         total.failed += outcome.failed
@@ -254,8 +292,15 @@ def fuzz(arguments):
         work.mkdir(parents=True, exist_ok=True)
         program = find_program("fuzz", name)
         print(f"==> {name}, {seconds} s", flush=True)
-        limits = ["-timeout=20", "-rss_limit_mb=4096", "-max_len=16384", f"-artifact_prefix={BUILD}/fuzz-finding-{name}-"]
-        status |= subprocess.run([program, f"-max_total_time={seconds}", "-print_final_stats=1", *limits, work, corpus]).returncode
+        limits = [
+            "-timeout=20",
+            "-rss_limit_mb=4096",
+            "-max_len=16384",
+            f"-artifact_prefix={BUILD}/fuzz-finding-{name}-",
+        ]
+        status |= subprocess.run(
+            [program, f"-max_total_time={seconds}", "-print_final_stats=1", *limits, work, corpus]
+        ).returncode
         status |= subprocess.run([program, "-merge=1", *limits, corpus, work], capture_output=True).returncode
         print(f"    {len(list(corpus.iterdir()))} files in {corpus.relative_to(ROOT)}")
     return 1 if status else 0

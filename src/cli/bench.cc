@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <cstdio>
+#include <iostream>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "cli/flags.h"
 #include "cli/options.h"
 #include "cli/statistics.h"
+#include "kernels/bench.h"
 
 namespace tessera::cli {
 namespace {
@@ -219,12 +221,30 @@ int RunThroughput(std::span<const std::string> arguments) {
   return RunEngineBench(arguments, false);
 }
 
+int RunKernels(std::span<const std::string> arguments) {
+  const FlagTable table{.command = "tessera bench kernels",
+                        .summary = "Speed of every kernel on every instruction set of this CPU, one thread.",
+                        .flags = {}};
+  const auto parsed = ParseFlags(table, arguments);
+  if (!parsed) {
+    fmt::print(stderr, "{}: {}\n", table.command, parsed.error().message);
+    return 2;
+  }
+  if (parsed->help) {
+    fmt::print("{}", HelpText(table));
+  } else {
+    kernels::BenchKernels(std::cout);
+  }
+  return 0;
+}
+
 struct Bench {
   const char* name;
   const char* help;
   int (*run)(std::span<const std::string> arguments);
 };
 constexpr Bench kBenches[] = {
+    {"kernels", "speed of every kernel over its reference", RunKernels},
     {"latency", "time of one batch in this process", RunLatency},
     {"throughput", "tokens per second of many requests in this process", RunThroughput},
     {"serve", "load on a running server", RunBenchServe},

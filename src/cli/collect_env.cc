@@ -3,10 +3,11 @@
 
 #include <sys/utsname.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 
-#include "base/file.h"
 #include "base/format.h"
 #include "base/memory.h"
 #include "base/threads.h"
@@ -17,16 +18,16 @@
 namespace tessera::cli {
 namespace {
 
-// The value behind `key` in a "key : value" or "key=value" file of the system.
+// The value behind `key` in a "key : value" or "key=value" file of the system. Read line by line, since files
+// of /proc have no size.
 std::string Look(const std::string& path, std::string_view key) {
-  const auto text = ReadFile(path);
-  if (!text) return "unknown";
-  size_t begin = text->find(key);
-  if (begin == std::string::npos) return "unknown";
-  begin += key.size();
-  begin = text->find_first_not_of(" \t:=\"", begin);
-  const size_t end = std::min(text->find_first_of("\"\n", begin), text->size());
-  return text->substr(begin, end - begin);
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with(key)) continue;
+    const size_t begin = std::min(line.find_first_not_of(" \t:=\"", key.size()), line.size());
+    return line.substr(begin, line.find('"', begin) - begin);
+  }
+  return "unknown";
 }
 
 std::string InstructionSets() {
@@ -55,7 +56,7 @@ int RunCollectEnv(std::span<const std::string> arguments) {
   utsname system = {};
   uname(&system);
   const auto line = [](std::string_view name, std::string_view value) {
-    fmt::print("{:<20}{}\n", name, value);
+    fmt::print("{:<26}{}\n", name, value);
   };
   line("tessera", TESSERA_VERSION);
   line("numerics", "tessera-1");

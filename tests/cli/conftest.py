@@ -1,4 +1,5 @@
 """Fixtures: the binary under test, and servers of it on free ports. No test lives here."""
+
 import contextlib
 import json
 import os
@@ -18,16 +19,29 @@ MODEL = "models/tiny-r1"
 
 def run(*arguments, env=None, timeout=120):
     """The finished process of one command, run in the repository's root."""
-    return subprocess.run([BINARY, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-                          stdin=subprocess.DEVNULL, env=os.environ | (env or {}))
+    return subprocess.run(
+        [BINARY, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | (env or {}),
+    )
 
 
 class Server:
     """A `tessera serve` that is ready; `port` is the one it bound."""
 
     def __init__(self, *arguments, env=None):
-        self.process = subprocess.Popen([BINARY, "serve", *map(str, arguments), "--port", "0"], cwd=ROOT, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | (env or {}))
+        self.process = subprocess.Popen(
+            [BINARY, "serve", *map(str, arguments), "--port", "0"],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | (env or {}),
+        )
         self.lines = []
         for line in self.process.stdout:  # the last line it prints is the curl to try
             self.lines.append(line)
@@ -39,8 +53,10 @@ class Server:
     def call(self, path, body=None, headers=None):
         """(status, JSON or text of the answer)."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"} | (headers or {}))
+            f"http://127.0.0.1:{self.port}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"} | (headers or {}),
+        )
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
                 status, text = answer.status, answer.read().decode()

@@ -1,4 +1,5 @@
 """The command line of the real binary: help, usage errors, broken checkpoints, signals, the clients."""
+
 import json
 import shutil
 import signal
@@ -14,8 +15,15 @@ from conftest import BINARY, MODEL, ROOT, run, serving
 def test_help_is_grouped_and_shows_defaults():
     done = run("serve", "--help")
     assert done.returncode == 0 and not done.stderr
-    for part in ("Model:", "Scheduler and cache:", "HTTP:", "--max-num-batched-tokens N", "(default: 4096)",
-                 "Accepted without effect:", "Refused:"):
+    for part in (
+        "Model:",
+        "Scheduler and cache:",
+        "HTTP:",
+        "--max-num-batched-tokens N",
+        "(default: 4096)",
+        "Accepted without effect:",
+        "Refused:",
+    ):
         assert part in done.stdout
 
 
@@ -33,16 +41,22 @@ def test_version_and_unknown_command():
     assert run().returncode == 2
 
 
-@pytest.mark.parametrize("arguments, parts", [
-    (["--max-model-length", "5"], ["--max-model-length", "did you mean --max-model-len?"]),
-    (["--port", "99999"], ["--port", "99999", "65535"]),
-    (["--gpu-memory-utilization", "1.5"], ["--gpu-memory-utilization", "1.5"]),
-    (["--tensor-parallel-size", "16", "--distributed-executor-backend=ray"], ["--tensor-parallel-size 16"]),
-    (["--headless"], ["--headless"]),
-    (["-dp", "4"], ["--data-parallel-size 4"]),
-    (["--distributed-executor-backend", "ray"], ["ray"]),
-    (["--kv-cache-dtype", "fp8"], ["--kv-cache-dtype", "fp8"]),
-])
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["--max-model-length", "5"], ["--max-model-length", "did you mean --max-model-len?"]),
+        (["--port", "99999"], ["--port", "99999", "65535"]),
+        (["--gpu-memory-utilization", "1.5"], ["--gpu-memory-utilization", "1.5"]),
+        (
+            ["--tensor-parallel-size", "16", "--distributed-executor-backend=ray"],
+            ["--tensor-parallel-size 16"],
+        ),
+        (["--headless"], ["--headless"]),
+        (["-dp", "4"], ["--data-parallel-size 4"]),
+        (["--distributed-executor-backend", "ray"], ["ray"]),
+        (["--kv-cache-dtype", "fp8"], ["--kv-cache-dtype", "fp8"]),
+    ],
+)
 def test_usage_errors_exit_with_2(arguments, parts):
     done = run("serve", MODEL, *arguments)
     assert done.returncode == 2 and not done.stdout
@@ -77,22 +91,33 @@ BREAKS = {
     "no folder": (lambda folder: shutil.rmtree(folder), ["config.json"]),
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
     "config is not JSON": (lambda folder: (folder / "config.json").write_text("{"), ["config.json"]),
-    "other router": (lambda folder: edit(folder / "config.json", lambda c: c.update(topk_method="greedy")),
-                     ["topk_method", "greedy"]),
+    "other router": (
+        lambda folder: edit(folder / "config.json", lambda c: c.update(topk_method="greedy")),
+        ["topk_method", "greedy"],
+    ),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json"]),
-    "no weights": (lambda folder: (folder / "quant_model_weight_w8a8_dynamic.safetensors").unlink(),
-                   ["quant_model_weight_w8a8_dynamic.safetensors"]),
-    "cut weights": (lambda folder: cut(folder / "quant_model_weight_w8a8_dynamic.safetensors"),
-                    ["quant_model_weight_w8a8_dynamic.safetensors"]),
-    "one layer too many": (lambda folder: edit(folder / "config.json", lambda c: c.update(num_hidden_layers=5)),
-                           ["model.layers.4"]),
-    "wrong shape": (lambda folder: edit(folder / "config.json", lambda c: c.update(q_lora_rank=256)), ["q_a"]),
+    "no weights": (
+        lambda folder: (folder / "quant_model_weight_w8a8_dynamic.safetensors").unlink(),
+        ["quant_model_weight_w8a8_dynamic.safetensors"],
+    ),
+    "cut weights": (
+        lambda folder: cut(folder / "quant_model_weight_w8a8_dynamic.safetensors"),
+        ["quant_model_weight_w8a8_dynamic.safetensors"],
+    ),
+    "one layer too many": (
+        lambda folder: edit(folder / "config.json", lambda c: c.update(num_hidden_layers=5)),
+        ["model.layers.4"],
+    ),
+    "wrong shape": (
+        lambda folder: edit(folder / "config.json", lambda c: c.update(q_lora_rank=256)),
+        ["q_a"],
+    ),
 }
 
 
 def cut(path):
     content = path.read_bytes()
-    path.write_bytes(content[:len(content) // 2])
+    path.write_bytes(content[: len(content) // 2])
 
 
 @pytest.mark.parametrize("kind", BREAKS)
@@ -118,14 +143,19 @@ def test_wrong_instruction_set_is_refused():
 
 
 def test_names_key_and_reach():
-    with serving(MODEL, "--served-model-name", "a", "b", "--api-key", "k1", "k2", "--max-model-len", "1K") as server:
+    with serving(
+        MODEL, "--served-model-name", "a", "b", "--api-key", "k1", "k2", "--max-model-len", "1K"
+    ) as server:
         key = {"Authorization": "bearer k2"}
         assert server.call("/v1/models")[0] == 401
         cards = server.call("/v1/models", headers=key)[1]["data"]
         assert [card["id"] for card in cards] == ["a", "b"]
         assert cards[0]["max_model_len"] == 1024
         assert server.call("/v1/completions", {"model": MODEL, "prompt": "x"}, key)[0] == 404
-        assert server.call("/v1/completions", {"model": "b", "prompt": "x", "max_tokens": 1}, key)[1]["model"] == "a"
+        assert (
+            server.call("/v1/completions", {"model": "b", "prompt": "x", "max_tokens": 1}, key)[1]["model"]
+            == "a"
+        )
         code, log = server.stop()
     assert code == 0
     assert "this address only" in log and "API key needed" in log and "tessera-1" in log
@@ -145,9 +175,18 @@ def test_sigterm_drains_under_load():
 
         def client(number):
             request = urllib.request.Request(
-                f"http://127.0.0.1:{server.port}/v1/completions", headers={"Content-Type": "application/json"},
-                data=json.dumps({"model": MODEL, "prompt": f"I am {number}", "max_tokens": 200, "ignore_eos": True,
-                                 "stream": True}).encode())
+                f"http://127.0.0.1:{server.port}/v1/completions",
+                headers={"Content-Type": "application/json"},
+                data=json.dumps(
+                    {
+                        "model": MODEL,
+                        "prompt": f"I am {number}",
+                        "max_tokens": 200,
+                        "ignore_eos": True,
+                        "stream": True,
+                    }
+                ).encode(),
+            )
             with urllib.request.urlopen(request, timeout=120) as stream:
                 first = stream.readline()
                 started.release()
@@ -171,9 +210,12 @@ def test_sigterm_drains_under_load():
 def test_second_signal_ends_at_once():
     with serving(MODEL, "--shutdown-timeout", "600") as server:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{server.port}/v1/completions", headers={"Content-Type": "application/json"},
-            data=json.dumps({"model": MODEL, "prompt": "I am", "max_tokens": 100000, "ignore_eos": True,
-                             "stream": True}).encode())
+            f"http://127.0.0.1:{server.port}/v1/completions",
+            headers={"Content-Type": "application/json"},
+            data=json.dumps(
+                {"model": MODEL, "prompt": "I am", "max_tokens": 100000, "ignore_eos": True, "stream": True}
+            ).encode(),
+        )
         with urllib.request.urlopen(request, timeout=120) as stream:
             stream.readline()
             server.process.send_signal(signal.SIGTERM)
@@ -195,9 +237,14 @@ def test_config_file(tmp_path):
 def test_tutorial_environment(tmp_path):
     yaml = tmp_path / "predict_deepseek_r1_671b_w8a8.yaml"
     yaml.write_text("parallel_config:\n  model_parallel: 16\n")
-    env = {"MS_ENABLE_LCCL": "off", "HCCL_OP_EXPANSION_MODE": "AIV", "MS_ALLOC_CONF": "enable_vmm:true",
-           "ASCEND_RT_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7", "vLLM_MODEL_BACKEND": "MindFormers",
-           "MINDFORMERS_MODEL_CONFIG": str(yaml)}
+    env = {
+        "MS_ENABLE_LCCL": "off",
+        "HCCL_OP_EXPANSION_MODE": "AIV",
+        "MS_ALLOC_CONF": "enable_vmm:true",
+        "ASCEND_RT_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+        "vLLM_MODEL_BACKEND": "MindFormers",
+        "MINDFORMERS_MODEL_CONFIG": str(yaml),
+    }
     with serving(f"--model={MODEL}", "--max_model_len=32768", "--block-size=128", env=env) as server:
         _, log = server.stop()
     assert log.count("MINDFORMERS_MODEL_CONFIG is set") == 1
@@ -218,15 +265,37 @@ def test_chat_and_complete_commands(tiny):
 
 
 def test_chat_reads_a_conversation_from_a_pipe(tiny):
-    done = subprocess.run([BINARY, "chat", "--url", f"http://127.0.0.1:{tiny.port}/v1", "--max-tokens", "20"],
-                          input="What is 2 plus 3?\nAnd 4 plus 5?\n", capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [BINARY, "chat", "--url", f"http://127.0.0.1:{tiny.port}/v1", "--max-tokens", "20"],
+        input="What is 2 plus 3?\nAnd 4 plus 5?\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and done.stdout.strip()
 
 
 def test_bench_serve_result(tiny, tmp_path):
-    done = run("bench", "serve", "--port", tiny.port, "--num-prompts", "6", "--random-input-len", "16",
-               "--random-output-len", "8", "--ignore-eos", "--max-concurrency", "3", "--save-result", "--result-dir",
-               tmp_path, "--goodput", "e2el:100000")
+    done = run(
+        "bench",
+        "serve",
+        "--port",
+        tiny.port,
+        "--num-prompts",
+        "6",
+        "--random-input-len",
+        "16",
+        "--random-output-len",
+        "8",
+        "--ignore-eos",
+        "--max-concurrency",
+        "3",
+        "--save-result",
+        "--result-dir",
+        tmp_path,
+        "--goodput",
+        "e2el:100000",
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "bench-serve.json").read_text())
     assert result["completed"] == 6 and result["failed"] == 0
@@ -237,12 +306,38 @@ def test_bench_serve_result(tiny, tmp_path):
 
 def test_bench_latency_and_throughput(tmp_path):
     path = tmp_path / "result.json"
-    done = run("bench", "latency", MODEL, "--input-len", "8", "--output-len", "4", "--batch-size", "2",
-               "--num-iters-warmup", "0", "--num-iters", "2", "--output-json", path)
+    done = run(
+        "bench",
+        "latency",
+        MODEL,
+        "--input-len",
+        "8",
+        "--output-len",
+        "4",
+        "--batch-size",
+        "2",
+        "--num-iters-warmup",
+        "0",
+        "--num-iters",
+        "2",
+        "--output-json",
+        path,
+    )
     assert done.returncode == 0, done.stderr
     assert len(json.loads(path.read_text())["latencies"]) == 2
-    done = run("bench", "throughput", MODEL, "--input-len", "8", "--output-len", "4", "--num-prompts", "5",
-               "--output-json", path)
+    done = run(
+        "bench",
+        "throughput",
+        MODEL,
+        "--input-len",
+        "8",
+        "--output-len",
+        "4",
+        "--num-prompts",
+        "5",
+        "--output-json",
+        path,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(path.read_text())["total_num_tokens"] == 60
 
@@ -251,7 +346,9 @@ def test_random_checkpoint_is_served(tmp_path):
     folder = tmp_path / "random"
     assert run("make-random", folder, "--hidden-size", "64", "--seed", "3").returncode == 0
     with serving(folder, "--max-model-len", "128") as server:
-        status, answer = server.call("/v1/completions", {"model": str(folder), "prompt": [5, 6], "max_tokens": 4})
+        status, answer = server.call(
+            "/v1/completions", {"model": str(folder), "prompt": [5, 6], "max_tokens": 4}
+        )
         assert status == 200 and answer["usage"]["total_tokens"] == 6
     done = run("make-random", folder)
     assert done.returncode != 0 and str(folder) in done.stderr
