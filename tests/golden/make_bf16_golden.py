@@ -1,9 +1,9 @@
 """Makes random_bf16.safetensors: logits of transformers for the seeded random checkpoint "odd" in bf16.
 
-Run by hand, once; the tests compare with the stored file and never install torch. An independent reading of the same
-checkpoint: Hugging Face's DeepseekV3ForCausalLM, bf16 weights widened to fp32, fp32 arithmetic, eager attention. The
-checkpoint itself is not stored: `tessera make-random` writes the same bytes everywhere (random_checkpoint_test.cc
-holds their hash).
+Run by hand, once; the tests compare with the stored file and never install torch. An independent reading of the
+same checkpoint: Hugging Face's DeepseekV3ForCausalLM, bf16 weights widened to fp32, fp32 arithmetic, eager
+attention. The checkpoint itself is not stored: `tessera make-random` writes the same bytes everywhere
+(random_checkpoint_test.cc holds their hash).
 
     pip install torch transformers safetensors
     python3 tests/golden/make_bf16_golden.py build/release/tessera
@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import DeepseekV3ForCausalLM
 
-# Of the seeds 1 to 12 (all with a median cosine of 0.99999) this one has no two leading logits so close that rounding
-# to bf16 swaps them; the others swap 1 to 5 of 167.
+# Of the seeds 1 to 12 (all with a median cosine of 0.99999) this one has no two leading logits so close that
+# rounding to bf16 swaps them; most others swap 1 to 5 of 167.
 OPTIONS = ["--preset", "odd", "--format", "bf16", "--seed", "11"]
 VOCAB = 331
 # Below, around and far above YaRN's trained length of 32.
@@ -39,7 +39,8 @@ def main():
         folder = f"{parent}/odd"
         subprocess.run([sys.argv[1], "make-random", folder, *OPTIONS], check=True)
         model, loading = DeepseekV3ForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
         assert not loading["missing_keys"], loading
         assert all(".layers.3." in key for key in loading["unexpected_keys"]), loading
         model.eval()
