@@ -1,4 +1,4 @@
-"""The speed table of `./dev bench`: tiny-r1 on this machine, through the real binary. It never fails on a figure.
+"""The speed table of `./dev bench`: tiny-r1 on this machine, by the real binary. No figure fails it.
 
 Standard library only. In-process figures come from `tessera bench latency` and `throughput`, those over HTTP
 from `tessera bench serve` against a server started here.
@@ -154,7 +154,7 @@ def waiting_streams(count):
                     return
                 time.sleep(0.05)
 
-        # The first two make the server touch what any request touches; one of them runs for the whole measurement.
+        # The first two make the server touch what any request touches; one of them runs all the time.
         streams = open_streams(2)
         wait_for(1)
         before = server.resident()

@@ -1,7 +1,7 @@
-"""The test runner behind `./dev test` and `./dev fuzz`: which suites there are, what each needs, what it counted.
+"""The test runner behind `./dev test` and `./dev fuzz`: suites, what each needs built, what each counted.
 
-Unit tests are found in CMake's own list, fuzzers in the CMakeLists files, so that a new one appears by itself.
-It contains no test. Standard library only; the client tests run in a virtual environment of their own.
+Unit tests are found in CMake's own list, fuzzers in the CMakeLists files: a new one appears by itself. It
+contains no test. Standard library only; the client tests run in a virtual environment of their own.
 """
 
 import dataclasses
@@ -118,7 +118,7 @@ def suites(full):
         for name, command in unit_tests(preset):
             if preset == "tsan" and not name.startswith(TSAN_ROOMS):
                 continue
-            # The hash product and the golden logits say nothing more under a sanitizer than the model's own tests.
+            # Under a sanitizer the hash product and golden logits say no more than the model's own tests.
             if preset != "release" and re.match("hash|golden", name):
                 continue
             found.append(

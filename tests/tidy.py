@@ -1,7 +1,7 @@
-"""The house rules that a machine can check: layers, libraries, sizes, dead files, names, claims of the documents.
+"""The house rules that a machine can check: layers, libraries, sizes, dead files, names, documents.
 
-Behind `./dev tidy`. One function per rule; each gives lines "path:line: what is wrong". `./dev tidy --fix` formats
-the C++ first. It does not compile anything; flags in documents are checked against the tables in the sources.
+Behind `./dev tidy`. One function per rule; each gives lines "path:line: what is wrong".
+`./dev tidy --fix` formats the C++ first. It compiles nothing; flags come from the tables in the sources.
 """
 
 import ast
