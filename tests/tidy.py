@@ -279,7 +279,7 @@ def check_claims():
                     yield f"{document}:{number}: there is no tessera {command}"
             if foreign.search(line):
                 continue
-            for flag in re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*)", line.replace("--flag", "")):
+            for flag in re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]*)", re.sub("--flag|--no-x", "", line)):
                 name = flag.replace("_", "-")
                 if name not in flags and name.removeprefix("no-") not in flags:
                     yield f"{document}:{number}: there is no flag --{flag}"
