@@ -10,8 +10,8 @@
 
 #include "base/check.h"
 #include "base/file.h"
-#include "base/log.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "model/tensor_check.h"
 #include "model/tensor_table.h"
 
@@ -43,13 +43,14 @@ Status ReadIndex(const std::string& path, Index& index) {
   ASSIGN_OR_RETURN(const JsonValue root, ReadJsonFile(path));
   const JsonValue* map = root.Find("weight_map");
   if (map == nullptr || !map->is_object()) {
-    return Invalid("{}: weight_map is {}, an object is wanted", path, map == nullptr ? "missing" : map->Describe());
+    return Invalid("{}: weight_map is {}, an object is wanted", path,
+                   map == nullptr ? "missing" : map->Describe());
   }
   for (const JsonMember& member : map->members()) {
     const std::string tensor = Printable(member.key);
     if (!member.value.is_text() || !IsShardName(member.value.text())) {
-      return Invalid("{}: tensor {} lies in {}, the name of a .safetensors file of this folder is wanted", path,
-                     tensor, member.value.Describe());
+      return Invalid("{}: tensor {} lies in {}, the name of a .safetensors file of this folder is wanted",
+                     path, tensor, member.value.Describe());
     }
     const auto [at, added] = index.file_of.emplace(member.key, member.value.text());
     if (!added && at->second != member.value.text()) {
@@ -86,7 +87,8 @@ Result<Survey> SurveyFolder(const std::string& folder) {
   for (const std::string& name : names) {
     const std::string path = folder + "/" + name;
     if (name.ends_with("_name_map.json")) {
-      return Invalid("{}: a golden-stick export (*_name_map.json): not supported; ModelSlim W8A8 and bf16 are", path);
+      return Invalid(
+          "{}: a golden-stick export (*_name_map.json): not supported; ModelSlim W8A8 and bf16 are", path);
     }
     if (name.ends_with("index.json")) {
       const bool quantised = name.find("quant") != std::string::npos;
@@ -126,8 +128,8 @@ Status Checkpoint::Content::TakeIndex(const std::string& folder, const Index& in
     const TensorMap& held = files.at(path).tensors();
     const auto at = held.find(tensor);
     if (at == held.end()) {
-      return Invalid("{}: names {} for tensor {}, but that file does not hold it", index.said_by.at(name), path,
-                     Printable(tensor));
+      return Invalid("{}: names {} for tensor {}, but that file does not hold it", index.said_by.at(name),
+                     path, Printable(tensor));
     }
     tensors.insert_or_assign(tensor, at->second);
   }
@@ -145,8 +147,8 @@ Status Checkpoint::Content::RefuseUnlisted(const Index& quantised, const Index& 
       const bool in_plain = plain_at != plain.file_of.end();
       if ((in_quantised && quantised_at->second == name) || (in_plain && plain_at->second == name)) continue;
       if (in_quantised || in_plain) {
-        return Invalid("{}: tensor {} lies in two files: here, and in {}, where the index says it is", path, tensor,
-                       in_quantised ? quantised_at->second : plain_at->second);
+        return Invalid("{}: tensor {} lies in two files: here, and in {}, where the index says it is", path,
+                       tensor, in_quantised ? quantised_at->second : plain_at->second);
       }
       return Invalid("{}: tensor {} is surplus: no index names it", path, tensor);
     }
@@ -157,7 +159,8 @@ Status Checkpoint::Content::RefuseUnlisted(const Index& quantised, const Index& 
 Status Checkpoint::Content::OpenShards(const std::string& folder, Survey& survey) {
   const bool has_index = !survey.quantised.file_of.empty() || !survey.plain.file_of.empty();
   if (!has_index && survey.shards.size() != 1) {
-    return Invalid("{} holds {} .safetensors files and no index that names them", folder, survey.shards.size());
+    return Invalid("{} holds {} .safetensors files and no index that names them", folder,
+                   survey.shards.size());
   }
   for (const std::string& name : survey.shards) {
     const std::string path = folder + "/" + name;
@@ -193,8 +196,8 @@ static Status CheckAgreement(const std::string& folder, bool quantised, const Mo
     return Invalid("quantization {} is asked for, but the tensors of {} are {}", flag, folder, found);
   }
   if (config.quant_method == "ascend" && !quantised) {
-    return Invalid("{}/config.json: quantization_config.quant_method is ascend, but the tensors are {}", folder,
-                   found);
+    return Invalid("{}/config.json: quantization_config.quant_method is ascend, but the tensors are {}",
+                   folder, found);
   }
   return {};
 }
@@ -202,9 +205,10 @@ static Status CheckAgreement(const std::string& folder, bool quantised, const Mo
 Result<Checkpoint> Checkpoint::Open(const std::string& folder, const ModelConfig& config,
                                     std::string_view quantization) {
   if (!config.quant_method.empty() && config.quant_method != "ascend") {
-    return Invalid("{}/config.json: quantization_config.quant_method is {}: not supported; ModelSlim W8A8 (\"ascend\") "
-                   "and bf16 are",
-                   folder, config.quant_method);
+    return Invalid(
+        "{}/config.json: quantization_config.quant_method is {}: not supported; ModelSlim W8A8 (\"ascend\") "
+        "and bf16 are",
+        folder, config.quant_method);
   }
   ASSIGN_OR_RETURN(Survey survey, SurveyFolder(folder));
   auto content = std::make_shared<Content>();
@@ -230,9 +234,13 @@ Scheme Checkpoint::SchemeOf(std::string_view linear) const {
   return at->second;
 }
 
-bool Checkpoint::Has(std::string_view tensor) const { return content_->tensors.contains(tensor); }
+bool Checkpoint::Has(std::string_view tensor) const {
+  return content_->tensors.contains(tensor);
+}
 
-const TensorEntry& Checkpoint::Entry(std::string_view tensor) const { return content_->At(tensor); }
+const TensorEntry& Checkpoint::Entry(std::string_view tensor) const {
+  return content_->At(tensor);
+}
 
 Result<std::vector<std::byte>> Checkpoint::Read(std::string_view tensor) const {
   const TensorEntry& entry = content_->At(tensor);
@@ -278,20 +286,30 @@ Result<std::vector<float>> Checkpoint::ReadFloats(std::string_view tensor) const
       case Dtype::kBf16:
         values[i] = std::bit_cast<float>(uint32_t{Load<uint16_t>(&bytes[2 * i])} << 16);
         break;
-      case Dtype::kFp16: values[i] = FromFp16(Load<uint16_t>(&bytes[2 * i])); break;
-      case Dtype::kFp32: values[i] = Load<float>(&bytes[4 * i]); break;
+      case Dtype::kFp16:
+        values[i] = FromFp16(Load<uint16_t>(&bytes[2 * i]));
+        break;
+      case Dtype::kFp32:
+        values[i] = Load<float>(&bytes[4 * i]);
+        break;
       default:
-        return Invalid("{}: tensor {} is {}, floating point is wanted", entry.file, tensor, DtypeName(entry.dtype));
+        return Invalid("{}: tensor {} is {}, floating point is wanted", entry.file, tensor,
+                       DtypeName(entry.dtype));
     }
     if (!std::isfinite(values[i])) {
-      return Invalid("{}: tensor {}: value {} is {}, finite values are wanted", entry.file, tensor, i, values[i]);
+      return Invalid("{}: tensor {}: value {} is {}, finite values are wanted", entry.file, tensor, i,
+                     values[i]);
     }
   }
   return values;
 }
 
-uint64_t Checkpoint::total_bytes() const { return content_->checked.main_bytes; }
-bool Checkpoint::has_mtp() const { return content_->checked.has_mtp; }
+uint64_t Checkpoint::total_bytes() const {
+  return content_->checked.main_bytes;
+}
+bool Checkpoint::has_mtp() const {
+  return content_->checked.has_mtp;
+}
 std::string_view Checkpoint::description() const {
   return content_->checked.quantised ? "W8A8 (ModelSlim)" : "bf16";
 }

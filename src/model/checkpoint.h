@@ -1,6 +1,7 @@
-// A checkpoint folder on disk, opened and checked, nothing loaded: which tensor lies in which file, its dtype and
-// shape, and which quantisation scheme the folder uses. Two forms: plain bf16, and ModelSlim W8A8 (a description
-// JSON, two index files; the quantised one wins for the main layers, the plain one for the MTP layer).
+// A checkpoint folder on disk, opened and checked, nothing loaded: which tensor lies in which file, its dtype
+// and shape, and which quantisation scheme the folder uses. Two forms: plain bf16, and ModelSlim W8A8 (a
+// description JSON, two index files; the quantised one wins for the main layers, the plain one for the MTP
+// layer).
 #pragma once
 
 #include <map>
@@ -21,10 +22,11 @@ enum class Scheme { kBf16, kInt8Static, kInt8Dynamic };  // of one linear
 
 class Checkpoint {
  public:
-  // Opens every shard named by the indexes (or the only .safetensors file where there is no index) and checks that
-  // the tensors are exactly those that `config` calls for, with the right dtypes and shapes. Missing, surplus and
-  // contradictory tensors are kInvalid and name tensor and file. The MTP layer is checked as the others are.
-  // `quantization`: the scheme that a flag asks for ("", "ascend", ...), refused when the tensors contradict it.
+  // Opens every shard named by the indexes (or the only .safetensors file where there is no index) and checks
+  // that the tensors are exactly those that `config` calls for, with the right dtypes and shapes. Missing,
+  // surplus and contradictory tensors are kInvalid and name tensor and file. The MTP layer is checked as the
+  // others are. `quantization`: the scheme that a flag asks for ("", "ascend", ...), refused when the tensors
+  // contradict it.
   static Result<Checkpoint> Open(const std::string& folder, const ModelConfig& config,
                                  std::string_view quantization = "");
 
@@ -38,7 +40,7 @@ class Checkpoint {
   Status ReadPart(std::string_view tensor, uint64_t offset, std::span<std::byte> target) const;
   // The tensor as fp32, from bf16, fp16 or fp32; every value finite.
   Result<std::vector<float>> ReadFloats(std::string_view tensor) const;
-  uint64_t total_bytes() const;   // of the tensors of the main layers
+  uint64_t total_bytes() const;  // of the tensors of the main layers
   bool has_mtp() const;
   std::string_view description() const;  // "W8A8 (ModelSlim)" or "bf16", for the log
 

@@ -31,12 +31,12 @@ void MakeFloat(EditedCheckpoint& edited, const std::string& linear) {
                  "\"W8A8_DYNAMIC\", \"" + linear + ".weight\": \"FLOAT\"");
 }
 
-#define EXPECT_NAMES(message, ...)                                                              \
-  do {                                                                                          \
-    const std::string seen = (message);                                                         \
-    for (const std::string& part : std::vector<std::string>{__VA_ARGS__}) {                     \
-      EXPECT_NE(seen.find(part), std::string::npos) << "\"" << part << "\" not in: " << seen;   \
-    }                                                                                           \
+#define EXPECT_NAMES(message, ...)                                                            \
+  do {                                                                                        \
+    const std::string seen = (message);                                                       \
+    for (const std::string& part : std::vector<std::string>{__VA_ARGS__}) {                   \
+      EXPECT_NE(seen.find(part), std::string::npos) << "\"" << part << "\" not in: " << seen; \
+    }                                                                                         \
   } while (false)
 
 TEST(CheckpointTest, OpensTinyR1) {
@@ -78,7 +78,8 @@ TEST(CheckpointTest, OtherFormatsAreRefusedByName) {
   EditedCheckpoint bf16(RandomFormat::kBf16);
   for (const char* method : {"fp8", "blockwise_int8", "compressed-tensors", "w8a8_int8", "golden-stick"}) {
     const std::string text = bf16.Text("config.json");
-    bf16.Replace("config.json", "{", std::string("{\"quantization_config\": {\"quant_method\": \"") + method + "\"},");
+    bf16.Replace("config.json", "{",
+                 std::string("{\"quantization_config\": {\"quant_method\": \"") + method + "\"},");
     EXPECT_NAMES(bf16.Refusal(), "quant_method is " + std::string(method) + ": not supported");
     bf16.SetText("config.json", text);
   }
@@ -88,7 +89,8 @@ TEST(CheckpointTest, OtherFormatsAreRefusedByName) {
     edited.Save();
     return edited.Refusal();
   };
-  EXPECT_NAMES(with("model.tok_embeddings.embedding_weight", Zeros(Dtype::kBf16, {4})), "golden-stick export");
+  EXPECT_NAMES(with("model.tok_embeddings.embedding_weight", Zeros(Dtype::kBf16, {4})),
+               "golden-stick export");
   EXPECT_NAMES(with(kQA + ".weight", Zeros(Dtype::kFp8E4m3, {41, 96})), kQA, "FP8", "model.safetensors");
   EXPECT_NAMES(with(kQA + ".weight_scale_inv", Zeros(Dtype::kFp32, {1, 1})), "block-quantised");
   EXPECT_NAMES(with(kQA + ".weight", Zeros(Dtype::kInt8, {41, 96})), "channel INT8");
@@ -97,9 +99,9 @@ TEST(CheckpointTest, OtherFormatsAreRefusedByName) {
 }
 
 TEST(CheckpointTest, MissingAndSurplusTensors) {
-  for (const std::string name : {"lm_head.weight", "model.norm.weight", "model.layers.0.mlp.down_proj.weight",
-                                 "model.layers.2.mlp.gate.e_score_correction_bias",
-                                 "model.layers.1.mlp.experts.8.up_proj.weight"}) {
+  for (const std::string name :
+       {"lm_head.weight", "model.norm.weight", "model.layers.0.mlp.down_proj.weight",
+        "model.layers.2.mlp.gate.e_score_correction_bias", "model.layers.1.mlp.experts.8.up_proj.weight"}) {
     EditedCheckpoint edited(RandomFormat::kBf16);
     edited.main.erase(name);
     edited.Save();
@@ -144,13 +146,16 @@ TEST(CheckpointTest, WrongDtypesAndShapes) {
     edited.Save();
     return edited.Refusal();
   };
-  EXPECT_NAMES(with("lm_head.weight", Zeros(Dtype::kFp32, {331, 96})), kQuantFile, "lm_head.weight is F32, BF16");
-  EXPECT_NAMES(with("lm_head.weight", Zeros(Dtype::kBf16, {330, 96})), "shape [330, 96], [331, 96] is wanted");
+  EXPECT_NAMES(with("lm_head.weight", Zeros(Dtype::kFp32, {331, 96})), kQuantFile,
+               "lm_head.weight is F32, BF16");
+  EXPECT_NAMES(with("lm_head.weight", Zeros(Dtype::kBf16, {330, 96})),
+               "shape [330, 96], [331, 96] is wanted");
   EXPECT_NAMES(with(kQA + ".weight", Zeros(Dtype::kInt8, {96, 41})), kQA + ".weight has shape [96, 41]");
   EXPECT_NAMES(with(kQA + ".quant_bias", Zeros(Dtype::kFp32, {41})), ".quant_bias is F32, I32 is wanted");
   EXPECT_NAMES(with(kQA + ".input_scale", Zeros(Dtype::kFp32, {2})), "shape [2], [1] or [96] is wanted");
   EXPECT_NAMES(with(kQA + ".deq_scale", Zeros(Dtype::kFp16, {41})), "is F16, F32 or I64 is wanted");
-  EXPECT_NAMES(with("model.layers.1.self_attn.kv_b_proj.weight", Zeros(Dtype::kInt8, {294, 38})), "is I8, BF16");
+  EXPECT_NAMES(with("model.layers.1.self_attn.kv_b_proj.weight", Zeros(Dtype::kInt8, {294, 38})),
+               "is I8, BF16");
   EXPECT_EQ(with(kQA + ".deq_scale", Zeros(Dtype::kInt64, {41})), "");
   EXPECT_EQ(with(kQA + ".input_scale", Zeros(Dtype::kBf16, {96})), "");
   EXPECT_EQ(with(kQA + ".input_offset", Zeros(Dtype::kInt8, {1})), "");
@@ -164,13 +169,14 @@ TEST(CheckpointTest, TheDescriptionMustAgree) {
     edited.Replace(EditedCheckpoint::kDescription, from, to);
     return edited.Refusal();
   };
-  EXPECT_NAMES(after(kQA + ".weight\": \"W8A8\"", kQA + ".weight\": \"FLOAT\""), "quant_model_description.json",
-               kQA + ".weight as FLOAT", kQuantFile, "as W8A8");
+  EXPECT_NAMES(after(kQA + ".weight\": \"W8A8\"", kQA + ".weight\": \"FLOAT\""),
+               "quant_model_description.json", kQA + ".weight as FLOAT", kQuantFile, "as W8A8");
   EXPECT_NAMES(after(kQA + ".weight\": \"W8A8\"", kQA + ".weight\": \"W4A8_DYNAMIC\""), "is W4A8_DYNAMIC");
   EXPECT_NAMES(after(kUp + ".weight\": \"W8A8_DYNAMIC\"", kUp + ".weight\": \"W8A8\""), "as W8A8, but");
   EXPECT_NAMES(after("lm_head.weight\": \"FLOAT\"", "lm_head.weight\": \"W8A8\""), "lm_head.weight as W8A8");
   EXPECT_NAMES(after("lm_head.weight\": \"FLOAT\"", "lm_head.weight\": 8"), "lm_head.weight is 8");
-  EXPECT_NAMES(after("{", "{\"model.layers.0.self_attn.fa_q.scale\": \"FLOAT\","), "fa_q.scale, which no file");
+  EXPECT_NAMES(after("{", "{\"model.layers.0.self_attn.fa_q.scale\": \"FLOAT\","),
+               "fa_q.scale, which no file");
   EXPECT_NAMES(after("\"" + kUp + ".weight\":", "\"x\":"), "does not describe the linear " + kUp);
   {
     EditedCheckpoint edited(RandomFormat::kW8a8);  // described as W8A8, but the tensor is bf16
@@ -220,9 +226,11 @@ TEST(CheckpointTest, IndexesMustBeTrue) {
     return edited.Refusal();
   };
   const std::string entry = "\"lm_head.weight\": \"quant_model_weight_w8a8_dynamic.safetensors\"";
-  EXPECT_NAMES(after(entry, "\"lm_head.weight\": \"mtp.safetensors\""), "names", "mtp.safetensors", "lm_head.weight");
+  EXPECT_NAMES(after(entry, "\"lm_head.weight\": \"mtp.safetensors\""), "names", "mtp.safetensors",
+               "lm_head.weight");
   EXPECT_NAMES(after(entry, "\"lm_head.weight\": \"gone.safetensors\""), "names the file gone.safetensors");
-  EXPECT_NAMES(after(entry, "\"lm_head.weight\": \"../x.safetensors\""), "../x.safetensors", "of this folder");
+  EXPECT_NAMES(after(entry, "\"lm_head.weight\": \"../x.safetensors\""), "../x.safetensors",
+               "of this folder");
   EXPECT_NAMES(after(entry, "\"lm_head.weight\": 3"), "lies in 3");
   EXPECT_NAMES(after("\"lm_head.weight\"", "\"lm_head.weights\""), "tensor lm_head.weights");
   EXPECT_NAMES(after("weight_map", "weights"), "weight_map is missing");
@@ -232,7 +240,8 @@ TEST(CheckpointTest, IndexesMustBeTrue) {
     edited.mtp["lm_head.weight"] = edited.main["lm_head.weight"];
     edited.Save();
     edited.Replace(EditedCheckpoint::kPlainIndex, "\"lm_head.weight\": \"mtp.safetensors\",\n", "");
-    EXPECT_NAMES(edited.Refusal(), "lm_head.weight lies in two files", "mtp.safetensors", "quant_model_weight");
+    EXPECT_NAMES(edited.Refusal(), "lm_head.weight lies in two files", "mtp.safetensors",
+                 "quant_model_weight");
   }
   EditedCheckpoint edited(RandomFormat::kW8a8);  // in a file, in no index
   edited.main["model.norm.bias"] = Zeros(Dtype::kBf16, {96});
@@ -245,7 +254,7 @@ TEST(CheckpointTest, IndexesMustBeTrue) {
 
 TEST(CheckpointTest, TheRightIndexWins) {
   EditedCheckpoint edited(RandomFormat::kW8a8);
-  edited.mtp["model.norm.weight"] = Zeros(Dtype::kBf16, {96});        // quantised index wins: main layers
+  edited.mtp["model.norm.weight"] = Zeros(Dtype::kBf16, {96});  // quantised index wins: main layers
   edited.main["model.layers.3.enorm.weight"] = Zeros(Dtype::kBf16, {96});  // plain index wins: MTP
   edited.Save();
   const auto checkpoint = edited.Open();

@@ -12,11 +12,19 @@ namespace {
 constexpr std::array<std::string_view, 3> kFirstTokens = {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>",
                                                           "<｜▁pad▁｜>"};
 // The two thought marks come last: they are ordinary added tokens, not special ones.
-constexpr std::array<std::string_view, 13> kLastTokens = {
-    "<｜User｜>",           "<｜Assistant｜>",       "<｜tool▁calls▁begin｜>",   "<｜tool▁calls▁end｜>",
-    "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>",        "<｜tool▁call▁end｜>",     "<｜tool▁outputs▁begin｜>",
-    "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>", "<think>",
-    "</think>"};
+constexpr std::array<std::string_view, 13> kLastTokens = {"<｜User｜>",
+                                                          "<｜Assistant｜>",
+                                                          "<｜tool▁calls▁begin｜>",
+                                                          "<｜tool▁calls▁end｜>",
+                                                          "<｜tool▁call▁begin｜>",
+                                                          "<｜tool▁sep｜>",
+                                                          "<｜tool▁call▁end｜>",
+                                                          "<｜tool▁outputs▁begin｜>",
+                                                          "<｜tool▁outputs▁end｜>",
+                                                          "<｜tool▁output▁begin｜>",
+                                                          "<｜tool▁output▁end｜>",
+                                                          "<think>",
+                                                          "</think>"};
 static_assert(kFirstTokens.size() + 256 + kLastTokens.size() == kByteTokenizerSize);
 
 std::string Utf8(int code_point) {
@@ -24,8 +32,11 @@ std::string Utf8(int code_point) {
   return {static_cast<char>(0xC0 | code_point >> 6), static_cast<char>(0x80 | (code_point & 0x3F))};
 }
 
-// The letter that a byte-level vocabulary writes for a byte: itself where it is visible, else 256, 257, ... in order.
-bool IsVisible(int byte) { return (byte > 0x20 && byte < 0x7F) || (byte >= 0xA1 && byte <= 0xFF && byte != 0xAD); }
+// The letter that a byte-level vocabulary writes for a byte: itself where it is visible, else 256, 257, ...
+// in order.
+bool IsVisible(int byte) {
+  return (byte > 0x20 && byte < 0x7F) || (byte >= 0xA1 && byte <= 0xFF && byte != 0xAD);
+}
 
 std::string Quoted(std::string_view text) {
   std::string out = "\"";
@@ -67,7 +78,9 @@ std::string ConfigText(const ModelConfig& config) {
   "torch_dtype": "bfloat16",
   "use_cache": true,
 )";
-  const auto add = [&out](std::string_view name, auto value) { out += Format("  \"{}\": {},\n", name, value); };
+  const auto add = [&out](std::string_view name, auto value) {
+    out += Format("  \"{}\": {},\n", name, value);
+  };
   add("vocab_size", config.vocab_size);
   add("hidden_size", config.hidden_size);
   add("num_hidden_layers", config.num_layers);
@@ -98,9 +111,10 @@ std::string ConfigText(const ModelConfig& config) {
 }
 
 std::string GenerationConfigText(const ModelConfig& config) {
-  return Format("{{\n  \"_from_model_config\": true,\n  \"bos_token_id\": {},\n  \"eos_token_id\": [{}],\n"
-                "  \"do_sample\": true,\n  \"temperature\": 0.6,\n  \"top_p\": 0.95\n}}\n",
-                config.bos_token_id, fmt::join(config.eos_token_ids, ", "));
+  return Format(
+      "{{\n  \"_from_model_config\": true,\n  \"bos_token_id\": {},\n  \"eos_token_id\": [{}],\n"
+      "  \"do_sample\": true,\n  \"temperature\": 0.6,\n  \"top_p\": 0.95\n}}\n",
+      config.bos_token_id, fmt::join(config.eos_token_ids, ", "));
 }
 
 std::string ByteTokenizerText() {
@@ -129,7 +143,9 @@ std::string ByteTokenizerText() {
 {}
   ],
   "normalizer": null,
-  "pre_tokenizer": {{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}},
+  "pre_tokenizer": {{
+    "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false
+  }},
   "post_processor": null,
   "decoder": {{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}},
   "model": {{
@@ -145,7 +161,8 @@ std::string ByteTokenizerText() {
 
 std::string ByteTokenizerConfigText() {
   constexpr std::string_view kTemplate =
-      "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}"
+      "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] "
+      "}}"
       "{% elif message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"
       "{% elif message['role'] == 'assistant' %}{{ '<｜Assistant｜>' + message['content'] + eos_token }}"
       "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}";

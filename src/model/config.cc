@@ -12,8 +12,8 @@
 namespace tessera {
 namespace {
 
-// Bounds of all sizes. Every product of two or three of them fits 64 bits, and a K axis stays below 65,792, where
-// u8 x s8 sums leave int32 (numerics.md).
+// Bounds of all sizes. Every product of two or three of them fits 64 bits, and a K axis stays below 65,792,
+// where u8 x s8 sums leave int32 (numerics.md).
 constexpr int kMaxVocab = 1 << 22;
 constexpr int kMaxWidth = 1 << 16;
 constexpr int kMaxLayers = 1024;
@@ -27,11 +27,11 @@ constexpr int kNumLeaves = 16;
 constexpr int kMaxTermsPerOutput = 256;
 static_assert(int64_t{kMaxWidth} * 128 * 255 < INT64_C(1) << 31);
 
-constexpr std::array<std::string_view, 6> kQuantMethods = {"fp8",       "blockwise_int8", "compressed-tensors",
-                                                           "w8a8_int8", "ascend",         "golden-stick"};
+constexpr std::array<std::string_view, 6> kQuantMethods = {
+    "fp8", "blockwise_int8", "compressed-tensors", "w8a8_int8", "ascend", "golden-stick"};
 
-// Takes fields from one JSON object and keeps the first error. A field that is absent, or null, gives `absent`
-// where that is set and an error otherwise.
+// Takes fields from one JSON object and keeps the first error. A field that is absent, or null, gives
+// `absent` where that is set and an error otherwise.
 class FieldReader {
  public:
   FieldReader(const JsonValue& object, std::string where) : object_(object), where_(std::move(where)) {}
@@ -179,16 +179,18 @@ void CheckRouter(FieldReader& fields, const ModelConfig& config) {
   }
   const int terms = kNumLeaves * (config.num_experts_per_tok + (config.n_shared_experts > 0 ? 1 : 0));
   if (terms > kMaxTermsPerOutput) {
-    fields.Refuse("num_experts_per_tok", Format("{} fixed-point terms per output ({} for each expert and the shared "
-                                                "one), at most {} are exact",
-                                                terms, kNumLeaves, kMaxTermsPerOutput));
+    fields.Refuse("num_experts_per_tok",
+                  Format("{} fixed-point terms per output ({} for each expert and the shared "
+                         "one), at most {} are exact",
+                         terms, kNumLeaves, kMaxTermsPerOutput));
   }
 }
 
 // The K axes of row-parallel linears are cut in 16 leaves.
 void CheckLeaves(FieldReader& fields, const ModelConfig& config) {
   const auto check = [&](std::string_view what, int64_t k) {
-    if (k % kNumLeaves != 0) fields.Refuse(Format("{} is {}: a multiple of {} is wanted", what, k, kNumLeaves));
+    if (k % kNumLeaves != 0)
+      fields.Refuse(Format("{} is {}: a multiple of {} is wanted", what, k, kNumLeaves));
     if (k > kMaxWidth) fields.Refuse(Format("{} is {}: at most {} is supported", what, k, kMaxWidth));
   };
   check("num_attention_heads * v_head_dim", int64_t{config.num_heads} * config.v_head_dim);
@@ -209,8 +211,9 @@ void ReadRope(FieldReader& fields, ModelConfig& config) {
   if (object == nullptr) return;
   if (!object->is_object()) return fields.Refuse(name, "an object is wanted");
   constexpr std::array<std::string_view, 9> kKnown = {
-      "type", "rope_type", "rope_theta", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-      "original_max_position_embeddings"};
+      "type",   "rope_type",      "rope_theta",
+      "factor", "beta_fast",      "beta_slow",
+      "mscale", "mscale_all_dim", "original_max_position_embeddings"};
   FieldReader rope(*object, fields.where() + ": " + std::string(name));
   for (const JsonMember& member : object->members()) {
     if (std::ranges::find(kKnown, member.key) == kKnown.end()) rope.Refuse(member.key, "not supported");
@@ -228,8 +231,10 @@ void ReadRope(FieldReader& fields, ModelConfig& config) {
     yarn.beta_slow = rope.Number("beta_slow", 1e-3, 1e6, 1);
     yarn.mscale = rope.Number("mscale", 0, 1e3, 1);
     yarn.mscale_all_dim = rope.Number("mscale_all_dim", 0, 1e3, 0);
-    yarn.original_max_position_embeddings = rope.Integer("original_max_position_embeddings", 1, kMaxPositions);
-    if (yarn.beta_fast < yarn.beta_slow) rope.Refuse("beta_fast", Format("below beta_slow, {}", yarn.beta_slow));
+    yarn.original_max_position_embeddings =
+        rope.Integer("original_max_position_embeddings", 1, kMaxPositions);
+    if (yarn.beta_fast < yarn.beta_slow)
+      rope.Refuse("beta_fast", Format("below beta_slow, {}", yarn.beta_slow));
   }
   if (rope.error() && !fields.error()) fields.Refuse(rope.error()->message.substr(fields.where().size() + 2));
 }
@@ -274,7 +279,9 @@ std::optional<T> Present(const FieldReader& fields, std::string_view name, T val
 
 }  // namespace
 
-Result<ModelConfig> ParseModelConfig(std::string_view json) { return ReadConfig(json, "config.json"); }
+Result<ModelConfig> ParseModelConfig(std::string_view json) {
+  return ReadConfig(json, "config.json");
+}
 
 Result<ModelConfig> LoadModelConfig(const std::string& folder) {
   const std::string path = folder + "/config.json";
@@ -295,7 +302,8 @@ Result<GenerationDefaults> LoadGenerationDefaults(const std::string& folder) {
   defaults.min_p = Present(fields, "min_p", fields.Number("min_p", 0, 1, 0));
   defaults.repetition_penalty =
       Present(fields, "repetition_penalty", fields.Number("repetition_penalty", 1e-6, 1e6, 1));
-  defaults.max_new_tokens = Present(fields, "max_new_tokens", fields.Integer("max_new_tokens", 1, kMaxPositions, 1));
+  defaults.max_new_tokens =
+      Present(fields, "max_new_tokens", fields.Integer("max_new_tokens", 1, kMaxPositions, 1));
   defaults.eos_token_ids = fields.Ids("eos_token_id", kMaxVocab);
   if (fields.error()) return std::unexpected(*fields.error());
   return defaults;

@@ -54,9 +54,10 @@ struct ModelConfig {
   int latent_width() const { return kv_lora_rank + qk_rope_head_dim; }
 };
 
-// kInvalid names the field, the value seen and the values accepted: unknown architecture, router, activation or
-// rope type, sizes out of bounds, K axes of row-parallel linears that 16 does not divide, groups that hold too few
-// experts (numerics.md, "router"). Unknown fields are ignored unless they would change the arithmetic.
+// kInvalid names the field, the value seen and the values accepted: unknown architecture, router, activation
+// or rope type, sizes out of bounds, K axes of row-parallel linears that 16 does not divide, groups that hold
+// too few experts (numerics.md, "router"). Unknown fields are ignored unless they would change the
+// arithmetic.
 Result<ModelConfig> ParseModelConfig(std::string_view json);
 Result<ModelConfig> LoadModelConfig(const std::string& folder);  // folder/config.json
 

@@ -15,7 +15,9 @@ namespace {
 
 const std::string kTinyR1 = std::string(TESSERA_SOURCE_DIR) + "/models/tiny-r1";
 
-std::string TinyText() { return ReadFile(kTinyR1 + "/config.json").value(); }
+std::string TinyText() {
+  return ReadFile(kTinyR1 + "/config.json").value();
+}
 
 // The text with the first `from` replaced.
 std::string With(std::string text, std::string_view from, std::string_view to) {
@@ -89,16 +91,19 @@ TEST(ConfigTest, RefusesByName) {
       {"\"vocab_size\": 2048", "\"vocab_size\": 9223372036854775807", "vocab_size is 9223372036854775807"},
       {"\"num_attention_heads\": 16,\n  \"num_key_value_heads\": 16", "\"num_attention_heads\": 4096",
        "num_attention_heads * v_head_dim is 131072: at most 65536"},
-      {"\"intermediate_size\": 1024", "\"intermediate_size\": 1000", "intermediate_size is 1000: a multiple of 16"},
+      {"\"intermediate_size\": 1024", "\"intermediate_size\": 1000",
+       "intermediate_size is 1000: a multiple of 16"},
       {"\"moe_intermediate_size\": 128", "\"moe_intermediate_size\": 100", "moe_intermediate_size is 100"},
       {"\"first_k_dense_replace\": 1", "\"first_k_dense_replace\": 5", "first_k_dense_replace is 5"},
       {"\"n_group\": 4", "\"n_group\": 3", "n_group is 3: must divide n_routed_experts, 16"},
       {"\"n_group\": 4", "\"n_group\": 16", "n_group is 16: groups of 1 expert, at least 2"},
       {"\"topk_group\": 2", "\"topk_group\": 5", "topk_group is 5"},
-      {"\"num_experts_per_tok\": 4", "\"num_experts_per_tok\": 9", "the kept groups hold 8 experts, fewer than"},
+      {"\"num_experts_per_tok\": 4", "\"num_experts_per_tok\": 9",
+       "the kept groups hold 8 experts, fewer than"},
       {"\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": 0", "rms_norm_eps is 0"},
       {"\"bos_token_id\": 0", "\"bos_token_id\": 2048", "bos_token_id is 2048"},
-      {"\"eos_token_id\": 1", "\"eos_token_id\": [1, -3]", "eos_token_id is an array of 2: -3 is not a token id"},
+      {"\"eos_token_id\": 1", "\"eos_token_id\": [1, -3]",
+       "eos_token_id is an array of 2: -3 is not a token id"},
       {"\"use_cache\": true", "\"quantization_config\": {\"quant_method\": \"awq\"}",
        "quantization_config.quant_method is \"awq\""},
       {"\"use_cache\": true", "\"quantization_config\": {\"bits\": 8}", "quant_method is missing"},
@@ -121,12 +126,14 @@ TEST(ConfigTest, DepthIsBounded) {
 }
 
 TEST(ConfigTest, AcceptsWhatOtherWritersSay) {
-  EXPECT_TRUE(ParseModelConfig(With(TinyText(), "\"use_cache\": true", "\"aux_loss_alpha\": 0.001, \"seq_aux\": true")));
+  EXPECT_TRUE(ParseModelConfig(
+      With(TinyText(), "\"use_cache\": true", "\"aux_loss_alpha\": 0.001, \"seq_aux\": true")));
   EXPECT_TRUE(ParseModelConfig(With(TinyText(), "\"topk_method\": \"noaux_tc\",", "")));
   EXPECT_TRUE(ParseModelConfig(With(TinyText(), "\"n_shared_experts\": 1", "\"n_shared_experts\": null")));
-  const auto newer = ParseModelConfig(With(With(With(TinyText(), "rope_scaling", "rope_parameters"),
-                                                "\"type\": \"yarn\"", "\"rope_type\": \"yarn\", \"rope_theta\": 500"),
-                                           "\"rope_theta\": 10000,", ""));
+  const auto newer =
+      ParseModelConfig(With(With(With(TinyText(), "rope_scaling", "rope_parameters"), "\"type\": \"yarn\"",
+                                 "\"rope_type\": \"yarn\", \"rope_theta\": 500"),
+                            "\"rope_theta\": 10000,", ""));
   ASSERT_TRUE(newer) << newer.error().message;
   EXPECT_EQ(newer->rope_theta, 500);
   EXPECT_EQ(newer->yarn.factor, 40);
@@ -165,9 +172,9 @@ TEST_F(GenerationDefaultsTest, AbsentFileAndFieldsStayAbsent) {
 }
 
 TEST_F(GenerationDefaultsTest, BadValuesAreNamed) {
-  for (const char* text : {R"({"temperature": -1})", R"({"top_p": 0})", R"({"top_p": "1"})", R"({"top_k": 1.5})",
-                           R"({"min_p": 2})", R"({"repetition_penalty": 0})", R"({"max_new_tokens": 0})",
-                           R"({"eos_token_id": "x"})", "[]", "{"}) {
+  for (const char* text : {R"({"temperature": -1})", R"({"top_p": 0})", R"({"top_p": "1"})",
+                           R"({"top_k": 1.5})", R"({"min_p": 2})", R"({"repetition_penalty": 0})",
+                           R"({"max_new_tokens": 0})", R"({"eos_token_id": "x"})", "[]", "{"}) {
     const auto defaults = Load(text);
     ASSERT_FALSE(defaults) << text;
     EXPECT_NE(defaults.error().message.find("generation_config.json"), std::string::npos) << text;

@@ -1,4 +1,5 @@
-// For tests: a small random checkpoint in a folder of its own, whose tensors and texts can be changed one by one.
+// For tests: a small random checkpoint in a folder of its own, whose tensors and texts can be changed one by
+// one.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// Independent pieces of file work shared by threads, with one progress and the first error. For loading and writing
-// checkpoints; the forward pass has its own loops.
+// Independent pieces of file work shared by threads, with one progress and the first error. For loading and
+// writing checkpoints; the forward pass has its own loops.
 #pragma once
 
 #include <cstdint>

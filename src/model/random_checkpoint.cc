@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "base/threads.h"
 #include "kernels/kernels.h"
 #include "model/checkpoint_texts.h"
 #include "model/jobs.h"
-#include "base/json.h"
 #include "model/random_tensor.h"
 #include "model/shard_writer.h"
 #include "model/tensor_table.h"
@@ -28,8 +28,9 @@ constexpr double kRouterBiasDeviation = 0.01;
 constexpr double kNormDeviation = 0.1;
 constexpr double kBetaDeviation = 0.05;
 
-// How an attention linear quantises its input. Norm outputs have unit scale: a range of 8 holds +-4 deviations, so
-// that few values saturate. Attention outputs are averages of unit values: 6. Zero points are arbitrary but not 0.
+// How an attention linear quantises its input. Norm outputs have unit scale: a range of 8 holds +-4
+// deviations, so that few values saturate. Attention outputs are averages of unit values: 6. Zero points are
+// arbitrary but not 0.
 struct InputRange {
   float scale;
   float offset;
@@ -46,7 +47,9 @@ struct Work {
   const ShardWriter* writer = nullptr;
   int64_t rows() const { return tensor.shape[0]; }
   int64_t columns() const { return tensor.shape.size() > 1 ? tensor.shape[1] : 1; }
-  std::string linear() const { return tensor.name.substr(0, tensor.name.size() - std::string_view(".weight").size()); }
+  std::string linear() const {
+    return tensor.name.substr(0, tensor.name.size() - std::string_view(".weight").size());
+  }
 };
 
 template <typename T>
@@ -56,7 +59,8 @@ std::span<const std::byte> Bytes(const std::vector<T>& values) {
 
 class RandomWriter {
  public:
-  explicit RandomWriter(const RandomCheckpointOptions& options) : options_(options), config_(options.config) {}
+  explicit RandomWriter(const RandomCheckpointOptions& options)
+      : options_(options), config_(options.config) {}
 
   Result<RandomCheckpointSize> Run(const std::string& folder, const Progress& progress);
 
@@ -85,7 +89,9 @@ class RandomWriter {
   RandomCheckpointSize size_;
 };
 
-float RoundToBf16(float x) { return kernels::ToFloat(kernels::ToBf16(x)); }
+float RoundToBf16(float x) {
+  return kernels::ToFloat(kernels::ToBf16(x));
+}
 
 // The norm whose output, shifted by its bias, is the input of an attention linear; empty for o_proj.
 std::string NormOf(const std::string& linear) {
@@ -231,7 +237,8 @@ Status RandomWriter::WriteRows(const Work& work, int64_t first_row, int64_t num_
   std::vector<float> values(static_cast<size_t>(num_rows * work.columns()));
   const auto first = static_cast<uint64_t>(first_row * work.columns());
   Source(work).Fill(first, values);
-  if (work.tensor.kind == TensorKind::kRouterBias) return work.writer->Write(work.tensor.name, first * 4, Bytes(values));
+  if (work.tensor.kind == TensorKind::kRouterBias)
+    return work.writer->Write(work.tensor.name, first * 4, Bytes(values));
   const bool is_norm_weight = work.tensor.kind == TensorKind::kNorm && work.tensor.name.ends_with(".weight");
   std::vector<Bf16> rounded(values.size());
   for (size_t i = 0; i < values.size(); ++i) {
@@ -258,7 +265,8 @@ Status RandomWriter::WriteInt8Rows(const Work& work, int64_t first_row, int64_t 
   const std::string linear = work.linear();
   const bool is_static = work.form == Form::kStatic;
   const InputRange range = RangeOf(linear);
-  const std::vector<float> beta = is_static ? Beta(linear, work.columns()) : std::vector<float>(columns, 0.0f);
+  const std::vector<float> beta =
+      is_static ? Beta(linear, work.columns()) : std::vector<float>(columns, 0.0f);
   std::vector<float> row(columns);
   std::vector<int8_t> quantised(count * columns);
   std::vector<float> scales(count);
@@ -315,9 +323,11 @@ Result<RandomCheckpointSize> RandomWriter::Run(const std::string& folder, const 
 
 }  // namespace
 
-Result<RandomCheckpointSize> WriteRandomCheckpoint(const std::string& folder, const RandomCheckpointOptions& options,
+Result<RandomCheckpointSize> WriteRandomCheckpoint(const std::string& folder,
+                                                   const RandomCheckpointOptions& options,
                                                    const std::function<void(uint64_t, uint64_t)>& progress) {
-  if (auto parsed = ParseModelConfig(ConfigText(options.config)); !parsed) return std::unexpected(parsed.error());
+  if (auto parsed = ParseModelConfig(ConfigText(options.config)); !parsed)
+    return std::unexpected(parsed.error());
   std::error_code failure;
   std::filesystem::create_directories(folder, failure);
   if (failure) return Invalid("cannot create the folder {}: {}", folder, failure.message());

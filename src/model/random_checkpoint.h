@@ -1,8 +1,8 @@
-// Seeded random checkpoints of any dimensions: test models and the comparison shape of the benchmarks. Writes a
-// folder that can be loaded and served. Called by `tessera make-random` and by tests.
+// Seeded random checkpoints of any dimensions: test models and the comparison shape of the benchmarks. Writes
+// a folder that can be loaded and served. Called by `tessera make-random` and by tests.
 //
-// Every element is a function of (seed, tensor name, index) alone, so bf16 and W8A8 folders of one seed are the same
-// model, and nothing large is held in memory. No libm is used: the bytes are equal on every machine.
+// Every element is a function of (seed, tensor name, index) alone, so bf16 and W8A8 folders of one seed are
+// the same model, and nothing large is held in memory. No libm is used: the bytes are equal on every machine.
 #pragma once
 
 #include <cstdint>
@@ -16,15 +16,15 @@
 
 namespace tessera {
 
-// kW8a8: the ModelSlim layout of models/tiny-r1: static attention (with beta, offset, quant_bias), dynamic FFN, two
-// indexes, description, MTP layer in bf16.
+// kW8a8: the ModelSlim layout of models/tiny-r1: static attention (with beta, offset, quant_bias), dynamic
+// FFN, two indexes, description, MTP layer in bf16.
 enum class RandomFormat { kBf16, kW8a8 };
 
 struct RandomCheckpointOptions {
   ModelConfig config;  // every dimension; quant_method is ignored
   RandomFormat format = RandomFormat::kBf16;
   uint64_t seed = 0;
-  bool noise = true;             // norm weights 1 + N(0, 0.1) instead of 1
+  bool noise = true;  // norm weights 1 + N(0, 0.1) instead of 1
   double embedding_deviation = 0.02;
   std::string tokenizer_folder;  // its tokenizer is copied; empty: a byte-level one is written
   uint64_t max_shard_bytes = uint64_t{4} << 30;
@@ -51,10 +51,11 @@ struct RandomCheckpointSize {
   uint64_t num_parameters = 0;  // of the main layers, before quantisation
   uint64_t num_bytes = 0;       // of all tensors written
 };
-// `folder` is created, or must be empty. kInvalid as ParseModelConfig is for dimensions that no model may have, and
-// when the vocabulary is smaller than the tokenizer. `progress` gets (bytes done, bytes in all) from the calling
-// thread; it may be empty.
-Result<RandomCheckpointSize> WriteRandomCheckpoint(const std::string& folder, const RandomCheckpointOptions& options,
+// `folder` is created, or must be empty. kInvalid as ParseModelConfig is for dimensions that no model may
+// have, and when the vocabulary is smaller than the tokenizer. `progress` gets (bytes done, bytes in all)
+// from the calling thread; it may be empty.
+Result<RandomCheckpointSize> WriteRandomCheckpoint(const std::string& folder,
+                                                   const RandomCheckpointOptions& options,
                                                    const std::function<void(uint64_t, uint64_t)>& progress);
 
 }  // namespace tessera

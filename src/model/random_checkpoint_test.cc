@@ -148,7 +148,8 @@ TEST_F(RandomCheckpointTest, ShardsDoNotChangeTensors) {
 TEST_F(RandomCheckpointTest, GoldenModelIsFrozen) {
   const std::string folder = Write("golden", Odd(RandomFormat::kBf16, 11));
   const auto text = ReadFile(folder + "/model.safetensors").value();
-  EXPECT_EQ(Hex(HashSha256(std::as_bytes(std::span(text)))), "2a42bbc882d4d7aa28f4f8ff3665bbc67a17efe50c794e2783d5152522438294");
+  EXPECT_EQ(Hex(HashSha256(std::as_bytes(std::span(text)))),
+            "2a42bbc882d4d7aa28f4f8ff3665bbc67a17efe50c794e2783d5152522438294");
 }
 
 TEST_F(RandomCheckpointTest, PresetsHaveTheirSizes) {
@@ -188,7 +189,8 @@ TEST_F(RandomCheckpointTest, RefusesWhatNoModelMayBe) {
   size = WriteRandomCheckpoint(root_ + "/b", options, {});
   ASSERT_FALSE(size);
   EXPECT_EQ(size.error().message, "vocab_size is 100, the byte-level tokenizer needs at least 272");
-  size = WriteRandomCheckpoint(std::string(TESSERA_SOURCE_DIR) + "/models/tiny-r1", Odd(RandomFormat::kBf16), {});
+  size = WriteRandomCheckpoint(std::string(TESSERA_SOURCE_DIR) + "/models/tiny-r1", Odd(RandomFormat::kBf16),
+                               {});
   ASSERT_FALSE(size);
   EXPECT_NE(size.error().message.find("is not empty"), std::string::npos);
 }

@@ -39,15 +39,18 @@ constexpr std::array kDimensions = {
     Size<&ModelConfig::qk_rope_head_dim>("qk-rope-head-dim", "part of a query head with positions, even"),
     Size<&ModelConfig::v_head_dim>("v-head-dim", "width of a value head"),
     Size<&ModelConfig::intermediate_size>("intermediate-size", "width of the dense FFN, a multiple of 16"),
-    Size<&ModelConfig::moe_intermediate_size>("moe-intermediate-size", "width of one expert, a multiple of 16"),
-    Size<&ModelConfig::first_k_dense_replace>("first-k-dense-replace", "how many of the first layers are dense"),
+    Size<&ModelConfig::moe_intermediate_size>("moe-intermediate-size",
+                                              "width of one expert, a multiple of 16"),
+    Size<&ModelConfig::first_k_dense_replace>("first-k-dense-replace",
+                                              "how many of the first layers are dense"),
     Size<&ModelConfig::n_routed_experts>("n-routed-experts", "routed experts of a layer"),
     Size<&ModelConfig::n_shared_experts>("n-shared-experts", "shared experts of a layer, may be 0"),
     Size<&ModelConfig::num_experts_per_tok>("num-experts-per-tok", "routed experts of a token"),
     Size<&ModelConfig::n_group>("n-group", "expert groups"),
     Size<&ModelConfig::topk_group>("topk-group", "expert groups kept for a token"),
     Size<&ModelConfig::max_position_embeddings>("max-position-embeddings", "longest sequence"),
-    Real<&ModelConfig::routed_scaling_factor>("routed-scaling-factor", "factor of the routed experts' weights"),
+    Real<&ModelConfig::routed_scaling_factor>("routed-scaling-factor",
+                                              "factor of the routed experts' weights"),
     Real<&ModelConfig::rms_norm_eps>("rms-norm-eps", "added to the mean square"),
     Real<&ModelConfig::rope_theta>("rope-theta", "base of the rotary frequencies"),
     YarnReal<&YarnConfig::factor>("rope-factor", "YaRN's factor; 1: no YaRN"),
@@ -142,8 +145,9 @@ Result<RandomCheckpointOptions> RandomPreset(std::string_view name) {
     options.config = Toy();
   } else if (name == "odd") {
     options.config = Odd();
-    // With 0.02 the sublayers make up all of the residual: rounding to bf16 alone then changes the likeliest token
-    // at 6 to 9 % of positions against fp32; with 2 at 0 to 2 %, and goldens can tell an error from rounding.
+    // With 0.02 the sublayers make up all of the residual: rounding to bf16 alone then changes the likeliest
+    // token at 6 to 9 % of positions against fp32; with 2 at 0 to 2 %, and goldens can tell an error from
+    // rounding.
     options.embedding_deviation = 2;
   } else if (name == "r1-slice") {
     options.config = R1Slice();
@@ -154,7 +158,9 @@ Result<RandomCheckpointOptions> RandomPreset(std::string_view name) {
   return options;
 }
 
-std::span<const RandomDimension> RandomDimensions() { return kDimensions; }
+std::span<const RandomDimension> RandomDimensions() {
+  return kDimensions;
+}
 
 Status SetDimension(RandomCheckpointOptions& options, std::string_view name, double value) {
   const auto at = std::ranges::find(kDimensions, name, &RandomDimension::name);

@@ -14,9 +14,9 @@ class RandomTensor {
   RandomTensor(uint64_t seed, std::string_view name, double standard_deviation)
       : seed_(seed), hash_(Fnv1a(name)), unit_(standard_deviation / kByteSumDeviation) {}
 
-  // Elements first, first + 1, ... Each is a sum of eight random bytes: mean 0, nearly normal (excess kurtosis
-  // -0.15), at most 4.9 standard deviations; two elements a block of Philox. Integers and one multiplication: the
-  // same bits everywhere.
+  // Elements first, first + 1, ... Each is a sum of eight random bytes: mean 0, nearly normal (excess
+  // kurtosis -0.15), at most 4.9 standard deviations; two elements a block of Philox. Integers and one
+  // multiplication: the same bits everywhere.
   void Fill(uint64_t first, std::span<float> out) const {
     for (size_t i = 0; i < out.size();) {
       const uint64_t index = first + i;

@@ -28,8 +28,9 @@ struct DtypeRow {
   int bytes;
 };
 constexpr std::array kDtypes = {
-    DtypeRow{"BF16", Dtype::kBf16, 2}, DtypeRow{"F16", Dtype::kFp16, 2},      DtypeRow{"F32", Dtype::kFp32, 4},
-    DtypeRow{"I8", Dtype::kInt8, 1},   DtypeRow{"U8", Dtype::kUint8, 1},      DtypeRow{"I32", Dtype::kInt32, 4},
+    DtypeRow{"BF16", Dtype::kBf16, 2}, DtypeRow{"F16", Dtype::kFp16, 2},
+    DtypeRow{"F32", Dtype::kFp32, 4},  DtypeRow{"I8", Dtype::kInt8, 1},
+    DtypeRow{"U8", Dtype::kUint8, 1},  DtypeRow{"I32", Dtype::kInt32, 4},
     DtypeRow{"I64", Dtype::kInt64, 8}, DtypeRow{"F8_E4M3", Dtype::kFp8E4m3, 1},
 };
 
@@ -57,8 +58,8 @@ Result<TensorEntry> ParseEntry(const JsonValue& value, const std::string& subjec
   TensorEntry entry;
   const auto row = std::ranges::find(kDtypes, dtype->text(), &DtypeRow::name);
   if (!dtype->is_text() || row == kDtypes.end()) {
-    return Invalid("{}: dtype {} is not supported (BF16, F16, F32, F8_E4M3, I8, U8, I32 and I64 are read)", subject,
-                   dtype->Describe());
+    return Invalid("{}: dtype {} is not supported (BF16, F16, F32, F8_E4M3, I8, U8, I32 and I64 are read)",
+                   subject, dtype->Describe());
   }
   entry.dtype = row->dtype;
   if (!shape->is_array() || shape->items().size() > kMaxDimensions) {
@@ -104,8 +105,9 @@ Status CheckCover(const TensorMap& tensors, uint64_t data_bytes, const std::stri
   uint64_t covered = 0;
   for (const auto& at : order) {
     if (at->second.begin < covered) {
-      return Invalid("{}: tensor {} begins at byte {} of the data, inside the tensor before it, which ends at {}", path,
-                     at->first, at->second.begin, covered);
+      return Invalid(
+          "{}: tensor {} begins at byte {} of the data, inside the tensor before it, which ends at {}", path,
+          at->first, at->second.begin, covered);
     }
     if (at->second.begin > covered) {
       return Invalid("{}: bytes {} to {} of the data, before tensor {}, belong to no tensor", path, covered,
@@ -114,7 +116,8 @@ Status CheckCover(const TensorMap& tensors, uint64_t data_bytes, const std::stri
     covered = at->second.end;
   }
   if (covered != data_bytes) {
-    return Invalid("{}: the tensors end at byte {} of the data, the file holds {}", path, covered, data_bytes);
+    return Invalid("{}: the tensors end at byte {} of the data, the file holds {}", path, covered,
+                   data_bytes);
   }
   return {};
 }
@@ -150,7 +153,8 @@ Result<uint64_t> HeaderBytes(std::string_view head, uint64_t file_bytes, const s
     return Invalid("{}: {} bytes are too few for a safetensors file", path, file_bytes);
   }
   uint64_t length = 0;
-  for (size_t i = 0; i < kLengthBytes; ++i) length |= uint64_t{static_cast<unsigned char>(head[i])} << (8 * i);
+  for (size_t i = 0; i < kLengthBytes; ++i)
+    length |= uint64_t{static_cast<unsigned char>(head[i])} << (8 * i);
   if (length > kMaxHeaderBytes) {
     return Invalid("{}: a header of {} bytes, at most {} are accepted", path, length, kMaxHeaderBytes);
   }
@@ -162,18 +166,23 @@ Result<uint64_t> HeaderBytes(std::string_view head, uint64_t file_bytes, const s
 
 }  // namespace
 
-std::string_view DtypeName(Dtype dtype) { return RowOf(dtype).name; }
-int DtypeBytes(Dtype dtype) { return RowOf(dtype).bytes; }
+std::string_view DtypeName(Dtype dtype) {
+  return RowOf(dtype).name;
+}
+int DtypeBytes(Dtype dtype) {
+  return RowOf(dtype).bytes;
+}
 
-Result<TensorMap> ParseSafetensorsHeader(std::string_view head, uint64_t file_bytes, const std::string& path) {
+Result<TensorMap> ParseSafetensorsHeader(std::string_view head, uint64_t file_bytes,
+                                         const std::string& path) {
   ASSIGN_OR_RETURN(const uint64_t header_bytes, HeaderBytes(head, file_bytes, path));
   if (head.size() - kLengthBytes < header_bytes) {
-    return Invalid("{}: the header ends after {} of {} bytes", path, head.size() - kLengthBytes, header_bytes);
+    return Invalid("{}: the header ends after {} of {} bytes", path, head.size() - kLengthBytes,
+                   header_bytes);
   }
   const std::string_view text = head.substr(kLengthBytes, header_bytes);
   if (!text.starts_with('{')) return Invalid("{}: the header does not begin with '{{'", path);
-  ASSIGN_OR_RETURN(const JsonValue header, ParseJson(text, path + ": the header",
-                                                     {.max_depth = 4}));
+  ASSIGN_OR_RETURN(const JsonValue header, ParseJson(text, path + ": the header", {.max_depth = 4}));
   RETURN_IF_ERROR(CheckMetadata(header, path));
   const uint64_t data_begin = kLengthBytes + header_bytes;
   const uint64_t data_bytes = file_bytes - data_begin;
@@ -184,7 +193,8 @@ Result<TensorMap> ParseSafetensorsHeader(std::string_view head, uint64_t file_by
       return Invalid("{}: tensor name \"{}\": 1 to {} printable ASCII characters are wanted", path,
                      Printable(member.key), kMaxNameBytes);
     }
-    ASSIGN_OR_RETURN(TensorEntry entry, ParseEntry(member.value, path + ": tensor " + member.key, data_bytes));
+    ASSIGN_OR_RETURN(TensorEntry entry,
+                     ParseEntry(member.value, path + ": tensor " + member.key, data_bytes));
     entry.file = path;
     tensors.emplace_hint(tensors.end(), member.key, std::move(entry));
   }
@@ -212,7 +222,8 @@ Status SafetensorsFile::Read(const TensorEntry& entry, std::span<std::byte> targ
   return file_.Read(entry.begin, target);
 }
 
-Status SafetensorsFile::ReadPart(const TensorEntry& entry, uint64_t offset, std::span<std::byte> target) const {
+Status SafetensorsFile::ReadPart(const TensorEntry& entry, uint64_t offset,
+                                 std::span<std::byte> target) const {
   CHECK_LE(offset, entry.end - entry.begin);
   CHECK_LE(target.size(), entry.end - entry.begin - offset);
   return file_.Read(entry.begin + offset, target);

@@ -1,4 +1,5 @@
-// The container: valid files give their tensors, every kind of hostile header is refused with file and reason.
+// The container: valid files give their tensors, every kind of hostile header is refused with file and
+// reason.
 #include "model/safetensors.h"
 
 #include <gtest/gtest.h>
@@ -14,7 +15,9 @@ std::string Head(std::string_view json, uint64_t declared) {
   for (size_t i = 0; i < 8; ++i) head[i] = static_cast<char>(declared >> (8 * i));
   return head + std::string(json);
 }
-std::string Head(std::string_view json) { return Head(json, json.size()); }
+std::string Head(std::string_view json) {
+  return Head(json, json.size());
+}
 
 auto Parse(std::string_view json, uint64_t data_bytes) {
   return ParseSafetensorsHeader(Head(json), 8 + json.size() + data_bytes, "x.safetensors");
@@ -49,21 +52,28 @@ TEST(SafetensorsTest, RefusesHostileHeaders) {
       {R"({"a": 1})", 0, "tensor a: is 1, an object is wanted"},
       {R"({"a": {"dtype": "F32", "shape": [1]}})", 4, "exactly dtype, shape and data_offsets"},
       {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "x": 1}})", 4, "exactly dtype"},
-      {R"({"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}})", 8, "dtype \"F64\" is not supported"},
+      {R"({"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}})", 8,
+       "dtype \"F64\" is not supported"},
       {R"({"a": {"dtype": 5, "shape": [1], "data_offsets": [0, 4]}})", 4, "dtype 5 is not supported"},
       {R"({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}})", 4, "shape holds -1"},
       {R"({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}})", 4, "shape holds 1"},
       {R"({"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}})", 4, "shape is 1"},
-      {R"({"a": {"dtype": "F32", "shape": [1,1,1,1,1,1,1,1,1], "data_offsets": [0, 4]}})", 4, "an array of 9"},
-      {R"({"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 4]}})", 4, "overflows"},
+      {R"({"a": {"dtype": "F32", "shape": [1,1,1,1,1,1,1,1,1], "data_offsets": [0, 4]}})", 4,
+       "an array of 9"},
+      {R"({"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 4]}})", 4,
+       "overflows"},
       {R"({"a": {"dtype": "F32", "shape": [4611686018427387905], "data_offsets": [0, 4]}})", 4, "overflows"},
       {R"({"a": {"dtype": "F32", "shape": [18446744073709551617], "data_offsets": [0, 4]}})", 4, ""},
       {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}})", 4, "data_offsets must be two"},
       {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}})", 4, "data_offsets must be two"},
-      {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}})", 4, "do not lie in the file's 4 bytes"},
-      {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})", 3, "do not lie in the file's 3 bytes"},
-      {R"({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}})", 4, "span 4 bytes, F32 of shape [2] takes 8"},
-      {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})", 5, "end at byte 4 of the data, the file holds 5"},
+      {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}})", 4,
+       "do not lie in the file's 4 bytes"},
+      {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})", 3,
+       "do not lie in the file's 3 bytes"},
+      {R"({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}})", 4,
+       "span 4 bytes, F32 of shape [2] takes 8"},
+      {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})", 5,
+       "end at byte 4 of the data, the file holds 5"},
       {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [1, 5]}})", 5, "bytes 0 to 1 of the data"},
       {R"({"a": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}, "b": {"dtype": "I8", "shape": [3],)"
        R"( "data_offsets": [3, 6]}})",

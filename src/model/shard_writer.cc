@@ -49,8 +49,8 @@ Status ShardWriter::Create(const std::string& folder, const std::string& stem, c
     }
   }
   return WriteFile(folder + "/" + index_name,
-                   Format("{{\n \"metadata\": {{\"total_size\": {}}},\n \"weight_map\": {{\n{}\n }}\n}}\n", num_bytes_,
-                          map));
+                   Format("{{\n \"metadata\": {{\"total_size\": {}}},\n \"weight_map\": {{\n{}\n }}\n}}\n",
+                          num_bytes_, map));
 }
 
 Status ShardWriter::CreateFile(const std::string& path, std::span<const Tensor> tensors) {

@@ -1,5 +1,5 @@
-// Writes safetensors shards and their index: first all names, dtypes and shapes, then bytes in any order from any
-// thread. Holds no tensor in memory. The reading side is safetensors.h.
+// Writes safetensors shards and their index: first all names, dtypes and shapes, then bytes in any order from
+// any thread. Holds no tensor in memory. The reading side is safetensors.h.
 #pragma once
 
 #include <cstddef>
@@ -27,9 +27,9 @@ class ShardWriter {
   bool empty() const { return tensors_.empty(); }
   uint64_t num_bytes() const { return num_bytes_; }
 
-  // Cuts the tensors, in the order in which they were added, into files of at most `max_shard_bytes` (a larger
-  // tensor has its own): STEM.safetensors, or STEM-00001-of-00003.safetensors and so on. Writes their headers and
-  // the index; all tensors then read as zero. kInvalid names the file that cannot be written.
+  // Cuts the tensors, in the order in which they were added, into files of at most `max_shard_bytes` (a
+  // larger tensor has its own): STEM.safetensors, or STEM-00001-of-00003.safetensors and so on. Writes their
+  // headers and the index; all tensors then read as zero. kInvalid names the file that cannot be written.
   Status Create(const std::string& folder, const std::string& stem, const std::string& index_name,
                 uint64_t max_shard_bytes);
   // Bytes of a tensor from `offset` on. Thread-safe. REQUIRES: they lie in the tensor.

@@ -18,9 +18,12 @@ constexpr std::string_view kWeight = ".weight";
 
 std::string_view KindName(Scheme scheme) {
   switch (scheme) {
-    case Scheme::kBf16: return "FLOAT";
-    case Scheme::kInt8Static: return "W8A8";
-    case Scheme::kInt8Dynamic: return "W8A8_DYNAMIC";
+    case Scheme::kBf16:
+      return "FLOAT";
+    case Scheme::kInt8Static:
+      return "W8A8";
+    case Scheme::kInt8Dynamic:
+      return "W8A8_DYNAMIC";
   }
   return "";
 }
@@ -65,16 +68,17 @@ class TensorChecker {
         format = "a block-quantised checkpoint (blockwise_int8 or fp8)";
       }
       if (!format.empty()) {
-        return Invalid("{}: tensor {} belongs to {}: not supported; ModelSlim W8A8 and bf16 are", entry.file, name,
-                       format);
+        return Invalid("{}: tensor {} belongs to {}: not supported; ModelSlim W8A8 and bf16 are", entry.file,
+                       name, format);
       }
       any_deq_scale = any_deq_scale || name.ends_with(".deq_scale");
       if (entry.dtype == Dtype::kInt8 && name.ends_with(kWeight) && channel == nullptr) channel = &tensor;
     }
     if (channel != nullptr && !any_deq_scale && description_.path.empty()) {
-      return Invalid("{}: tensor {} is I8 without a quantisation description and without any .deq_scale: a channel "
-                     "INT8 checkpoint (w8a8_int8): not supported; ModelSlim W8A8 and bf16 are",
-                     channel->second.file, channel->first);
+      return Invalid(
+          "{}: tensor {} is I8 without a quantisation description and without any .deq_scale: a channel "
+          "INT8 checkpoint (w8a8_int8): not supported; ModelSlim W8A8 and bf16 are",
+          channel->second.file, channel->first);
     }
     return {};
   }
@@ -83,12 +87,13 @@ class TensorChecker {
     const std::string mtp = LayerPrefix(config_.num_layers);
     for (const auto& [name, kind] : description_.kinds) {
       if (kind != "FLOAT" && kind != "W8A8" && kind != "W8A8_DYNAMIC") {
-        return Invalid("{}: tensor {} is {}: FLOAT, W8A8 and W8A8_DYNAMIC are supported", description_.path, name,
-                       kind);
+        return Invalid("{}: tensor {} is {}: FLOAT, W8A8 and W8A8_DYNAMIC are supported", description_.path,
+                       name, kind);
       }
       const bool dispensable = name.ends_with(".weight_offset") || name.ends_with(".weight_scale");
       if (!Has(name) && !dispensable && !name.starts_with(mtp)) {
-        return Invalid("{}: describes tensor {}, which no file of {} holds", description_.path, name, folder_);
+        return Invalid("{}: describes tensor {}, which no file of {} holds", description_.path, name,
+                       folder_);
       }
     }
     return {};
@@ -101,14 +106,15 @@ class TensorChecker {
   }
 
   // The tensor exists, with one of these dtypes and shapes, and the description agrees with `scheme`.
-  Status Take(const std::string& name, std::initializer_list<Dtype> dtypes, std::initializer_list<Shape> shapes,
-              Scheme scheme = Scheme::kBf16) {
+  Status Take(const std::string& name, std::initializer_list<Dtype> dtypes,
+              std::initializer_list<Shape> shapes, Scheme scheme = Scheme::kBf16) {
     const auto at = tensors_.find(name);
     if (at == tensors_.end()) return Invalid("tensor {} is missing: no file of {} holds it", name, folder_);
     const TensorEntry& entry = at->second;
     if (std::ranges::find(dtypes, entry.dtype) == dtypes.end()) {
       std::string wanted;
-      for (const Dtype dtype : dtypes) wanted += Format("{}{}", wanted.empty() ? "" : " or ", DtypeName(dtype));
+      for (const Dtype dtype : dtypes)
+        wanted += Format("{}{}", wanted.empty() ? "" : " or ", DtypeName(dtype));
       return Invalid("{}: tensor {} is {}, {} is wanted", entry.file, name, DtypeName(entry.dtype), wanted);
     }
     if (std::ranges::find(shapes, entry.shape) == shapes.end()) {
@@ -127,10 +133,13 @@ class TensorChecker {
     switch (tensor.kind) {
       case TensorKind::kNorm:
         return Take(tensor.name, {Dtype::kBf16, Dtype::kFp32, Dtype::kFp16}, {tensor.shape});
-      case TensorKind::kRouter: return Take(tensor.name, {Dtype::kBf16, Dtype::kFp32}, {tensor.shape});
-      case TensorKind::kRouterBias: return Take(tensor.name, {Dtype::kFp32, Dtype::kBf16}, {tensor.shape});
+      case TensorKind::kRouter:
+        return Take(tensor.name, {Dtype::kBf16, Dtype::kFp32}, {tensor.shape});
+      case TensorKind::kRouterBias:
+        return Take(tensor.name, {Dtype::kFp32, Dtype::kBf16}, {tensor.shape});
       case TensorKind::kMatrix:
-      case TensorKind::kLinear: break;
+      case TensorKind::kLinear:
+        break;
     }
     return Take(tensor.name, {Dtype::kBf16}, {tensor.shape});
   }
@@ -142,23 +151,27 @@ class TensorChecker {
     const TensorEntry& weight = at->second;
     const std::string_view kind = Described(tensor.name);
     if (!description_.path.empty() && kind.empty()) {
-      return Invalid("{}: does not describe the linear {} (tensor {} of {})", description_.path, linear, tensor.name,
-                     weight.file);
+      return Invalid("{}: does not describe the linear {} (tensor {} of {})", description_.path, linear,
+                     tensor.name, weight.file);
     }
     Scheme scheme = Scheme::kBf16;
     if (weight.dtype == Dtype::kInt8) {
       if (!Has(linear + ".deq_scale") && !Has(linear + ".weight_scale")) {
-        return Invalid("{}: tensor {} is I8, but no file holds its .deq_scale (static) or .weight_scale (dynamic)",
-                       weight.file, tensor.name);
+        return Invalid(
+            "{}: tensor {} is I8, but no file holds its .deq_scale (static) or .weight_scale (dynamic)",
+            weight.file, tensor.name);
       }
       scheme = Has(linear + ".deq_scale") ? Scheme::kInt8Static : Scheme::kInt8Dynamic;
     }
     checked_.schemes[linear] = scheme;
     checked_.quantised = checked_.quantised || scheme != Scheme::kBf16;
     switch (scheme) {
-      case Scheme::kBf16: return TakeFloat(tensor);
-      case Scheme::kInt8Static: return TakeStatic(linear, tensor.shape);
-      case Scheme::kInt8Dynamic: return TakeDynamic(linear, tensor.shape);
+      case Scheme::kBf16:
+        return TakeFloat(tensor);
+      case Scheme::kInt8Static:
+        return TakeStatic(linear, tensor.shape);
+      case Scheme::kInt8Dynamic:
+        return TakeDynamic(linear, tensor.shape);
     }
     return {};
   }
@@ -212,8 +225,9 @@ class TensorChecker {
     for (const std::string& linear : linears) {
       const Scheme scheme = checked_.schemes.at(linear);
       if (scheme == wanted) continue;
-      return Invalid("{}: {} is {}, but {}, packed with it, is {}", tensors_.find(linear + ".weight")->second.file,
-                     linear, KindName(scheme), linears[0], KindName(wanted));
+      return Invalid("{}: {} is {}, but {}, packed with it, is {}",
+                     tensors_.find(linear + ".weight")->second.file, linear, KindName(scheme), linears[0],
+                     KindName(wanted));
     }
     return {};
   }
@@ -239,7 +253,8 @@ class TensorChecker {
   Status CheckMtp() {
     const std::string first = LayerPrefix(config_.num_layers);
     const auto at = tensors_.lower_bound(first);
-    if (config_.num_nextn_predict_layers == 0 || at == tensors_.end() || !at->first.starts_with(first)) return {};
+    if (config_.num_nextn_predict_layers == 0 || at == tensors_.end() || !at->first.starts_with(first))
+      return {};
     for (int i = 0; i < config_.num_nextn_predict_layers; ++i) {
       for (const ModelTensor& tensor : MtpTensors(config_, config_.num_layers + i)) {
         RETURN_IF_ERROR(TakeFloat(tensor));
@@ -252,9 +267,11 @@ class TensorChecker {
   Status CheckSurplus() const {
     for (const auto& [name, entry] : tensors_) {
       // inv_freq follows from config.json; old exports of the family carry it.
-      if (used_.contains(name) || dispensable_.contains(name) || name.ends_with(".rotary_emb.inv_freq")) continue;
-      return Invalid("{}: tensor {} ({} {}) is surplus: the model that config.json describes has no use for it",
-                     entry.file, name, DtypeName(entry.dtype), entry.shape);
+      if (used_.contains(name) || dispensable_.contains(name) || name.ends_with(".rotary_emb.inv_freq"))
+        continue;
+      return Invalid(
+          "{}: tensor {} ({} {}) is surplus: the model that config.json describes has no use for it",
+          entry.file, name, DtypeName(entry.dtype), entry.shape);
     }
     return {};
   }
@@ -264,7 +281,7 @@ class TensorChecker {
   const ModelConfig& config_;
   const std::string& folder_;
   CheckedTensors checked_;
-  std::set<std::string_view> used_;     // views into tensors_
+  std::set<std::string_view> used_;  // views into tensors_
   std::set<std::string> dispensable_;
 };
 

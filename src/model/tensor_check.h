@@ -1,5 +1,5 @@
-// Are these the tensors of this model? Compares what the files hold with the table of tensor_table.h and with the
-// quantisation description. Pure: no file is touched. Called by checkpoint.cc alone.
+// Are these the tensors of this model? Compares what the files hold with the table of tensor_table.h and with
+// the quantisation description. Pure: no file is touched. Called by checkpoint.cc alone.
 #pragma once
 
 #include <map>
@@ -21,14 +21,15 @@ struct QuantDescription {
 };
 
 struct CheckedTensors {
-  std::map<std::string, Scheme, std::less<>> schemes;  // every linear of the main layers, named without ".weight"
-  uint64_t main_bytes = 0;                             // of the main layers' tensors
+  std::map<std::string, Scheme, std::less<>>
+      schemes;              // every linear of the main layers, named without ".weight"
+  uint64_t main_bytes = 0;  // of the main layers' tensors
   bool has_mtp = false;
   bool quantised = false;  // some linear is int8
 };
 
-// kInvalid names the tensor and the file (the folder, for a missing one): missing, surplus, wrong dtype or shape, in
-// contradiction to the description or to its packed siblings, or of a format that is not supported.
+// kInvalid names the tensor and the file (the folder, for a missing one): missing, surplus, wrong dtype or
+// shape, in contradiction to the description or to its packed siblings, or of a format that is not supported.
 Result<CheckedTensors> CheckTensors(const TensorMap& tensors, const QuantDescription& description,
                                     const ModelConfig& config, const std::string& folder);
 

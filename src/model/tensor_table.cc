@@ -6,7 +6,8 @@
 namespace tessera {
 namespace {
 
-void AddFeedForward(const std::string& prefix, int64_t hidden, int64_t width, std::vector<ModelTensor>& tensors) {
+void AddFeedForward(const std::string& prefix, int64_t hidden, int64_t width,
+                    std::vector<ModelTensor>& tensors) {
   tensors.push_back({prefix + "gate_proj.weight", {width, hidden}, TensorKind::kLinear});
   tensors.push_back({prefix + "up_proj.weight", {width, hidden}, TensorKind::kLinear});
   tensors.push_back({prefix + "down_proj.weight", {hidden, width}, TensorKind::kLinear});
@@ -18,7 +19,9 @@ void Append(std::vector<ModelTensor> more, std::vector<ModelTensor>& tensors) {
 
 }  // namespace
 
-std::string LayerPrefix(int layer) { return Format("model.layers.{}.", layer); }
+std::string LayerPrefix(int layer) {
+  return Format("model.layers.{}.", layer);
+}
 
 std::vector<ModelTensor> LayerTensors(const ModelConfig& config, int layer) {
   const std::string prefix = LayerPrefix(layer);
@@ -30,7 +33,9 @@ std::vector<ModelTensor> LayerTensors(const ModelConfig& config, int layer) {
       {prefix + "post_attention_layernorm.weight", {hidden}, TensorKind::kNorm},
       {attention + "q_a_proj.weight", {config.q_lora_rank, hidden}, TensorKind::kLinear},
       {attention + "q_a_layernorm.weight", {config.q_lora_rank}, TensorKind::kNorm},
-      {attention + "q_b_proj.weight", {heads * config.qk_head_dim(), config.q_lora_rank}, TensorKind::kLinear},
+      {attention + "q_b_proj.weight",
+       {heads * config.qk_head_dim(), config.q_lora_rank},
+       TensorKind::kLinear},
       {attention + "kv_a_proj_with_mqa.weight", {config.latent_width(), hidden}, TensorKind::kLinear},
       {attention + "kv_a_layernorm.weight", {config.kv_lora_rank}, TensorKind::kNorm},
       {attention + "kv_b_proj.weight",
@@ -46,7 +51,8 @@ std::vector<ModelTensor> LayerTensors(const ModelConfig& config, int layer) {
   tensors.push_back(
       {prefix + "mlp.gate.e_score_correction_bias", {config.n_routed_experts}, TensorKind::kRouterBias});
   for (int expert = 0; expert < config.n_routed_experts; ++expert) {
-    AddFeedForward(Format("{}mlp.experts.{}.", prefix, expert), hidden, config.moe_intermediate_size, tensors);
+    AddFeedForward(Format("{}mlp.experts.{}.", prefix, expert), hidden, config.moe_intermediate_size,
+                   tensors);
   }
   if (config.n_shared_experts > 0) {
     AddFeedForward(prefix + "mlp.shared_experts.", hidden,

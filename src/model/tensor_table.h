@@ -1,5 +1,5 @@
-// The table of a model's tensors as Hugging Face names them, before any quantisation: name, shape, kind. One place
-// for the reader's checks (checkpoint.cc) and the writer of random checkpoints. Pure.
+// The table of a model's tensors as Hugging Face names them, before any quantisation: name, shape, kind. One
+// place for the reader's checks (checkpoint.cc) and the writer of random checkpoints. Pure.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ struct ModelTensor {
 
 std::string LayerPrefix(int layer);  // "model.layers.3."
 
-// All tensors of the main model; of one decoder layer (also part of an MTP layer, which is always MoE); and of one
-// MTP layer, layer >= config.num_layers.
+// All tensors of the main model; of one decoder layer (also part of an MTP layer, which is always MoE); and
+// of one MTP layer, layer >= config.num_layers.
 std::vector<ModelTensor> MainTensors(const ModelConfig& config);
 std::vector<ModelTensor> LayerTensors(const ModelConfig& config, int layer);
 std::vector<ModelTensor> MtpTensors(const ModelConfig& config, int layer);

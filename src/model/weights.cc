@@ -1,5 +1,6 @@
-// Loads in two passes: the first lays out every packed array in one Arena, the second reads, checks and packs them
-// with all threads, a few megabytes at a time. So memory peaks at the packed weights plus one buffer per thread.
+// Loads in two passes: the first lays out every packed array in one Arena, the second reads, checks and packs
+// them with all threads, a few megabytes at a time. So memory peaks at the packed weights plus one buffer per
+// thread.
 #include "model/weights.h"
 
 #include <algorithm>
@@ -24,18 +25,21 @@ using kernels::kNumLeaves;
 constexpr int64_t kChunkBytes = int64_t{4} << 20;  // of a tensor, read and packed at once
 constexpr size_t kAlignBytes = 64;
 
-bool IsFinite(uint16_t bf16_bits) { return (bf16_bits & 0x7F80) != 0x7F80; }
+bool IsFinite(uint16_t bf16_bits) {
+  return (bf16_bits & 0x7F80) != 0x7F80;
+}
 
 class WeightLoader {
  public:
-  WeightLoader(const Checkpoint& checkpoint, const ModelConfig& config) : checkpoint_(checkpoint), config_(config) {}
+  WeightLoader(const Checkpoint& checkpoint, const ModelConfig& config)
+      : checkpoint_(checkpoint), config_(config) {}
 
   Result<Weights> Run(ThreadPool& threads, const Progress& progress);
 
  private:
   // -- First pass: shapes, sizes and jobs. Arrays get their place when the arena exists.
   template <typename Packed, typename T>
-  void Reserve(Packed& packed, const T* Packed::*panels);
+  void Reserve(Packed& packed, const T* Packed::* panels);
   void Plan();
   void PlanLayer(int layer, LayerWeights& weights);
   void PlanUpProjections(const std::string& tensor, LayerWeights& weights);
@@ -75,7 +79,7 @@ class WeightLoader {
 
 // Remembers that `packed` needs its bytes in the arena.
 template <typename Packed, typename T>
-void WeightLoader::Reserve(Packed& packed, const T* Packed::*panels) {
+void WeightLoader::Reserve(Packed& packed, const T* Packed::* panels) {
   const auto bytes = static_cast<size_t>(packed.size_bytes());
   arena_bytes_ += (bytes + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
   placements_.push_back([this, &packed, panels, bytes] {
@@ -92,14 +96,15 @@ Result<std::span<const Bf16>> WeightLoader::ReadBf16(const std::string& tensor, 
   return values;
 }
 
-Status WeightLoader::CheckFinite(const std::string& tensor, int64_t first, std::span<const Bf16> values) const {
+Status WeightLoader::CheckFinite(const std::string& tensor, int64_t first,
+                                 std::span<const Bf16> values) const {
   // A sum without branches, then a search: the check costs less than the copy.
   uint32_t num_bad = 0;
   for (const Bf16 value : values) num_bad += IsFinite(value.bits) ? 0 : 1;
   if (num_bad == 0) return {};
   const auto at = std::ranges::find_if(values, [](Bf16 value) { return !IsFinite(value.bits); });
-  return Invalid("{}: tensor {}: value {} is {}, finite values are wanted", checkpoint_.Entry(tensor).file, tensor,
-                 first + (at - values.begin()), kernels::ToFloat(*at));
+  return Invalid("{}: tensor {}: value {} is {}, finite values are wanted", checkpoint_.Entry(tensor).file,
+                 tensor, first + (at - values.begin()), kernels::ToFloat(*at));
 }
 
 // Chunks of whole panels: fn(panel_begin, panel_end).
@@ -140,7 +145,8 @@ void WeightLoader::PlanInt8(const std::string& tensor, kernels::PackedInt8& pack
              kernels::PackedInt8 part = packed;
              part.num_outputs = num_rows;
              uint8_t* target = const_cast<uint8_t*>(packed.panels) + begin * packed.panel_bytes();
-             kernels::PackInt8(reinterpret_cast<const int8_t*>(buffer.data()), k, part, 0, part.num_panels(), target);
+             kernels::PackInt8(reinterpret_cast<const int8_t*>(buffer.data()), k, part, 0, part.num_panels(),
+                               target);
              return {};
            });
   });
@@ -172,9 +178,8 @@ void WeightLoader::PlanEmbedding() {
   const int64_t hidden = config_.hidden_size;
   const auto bytes = static_cast<size_t>(config_.vocab_size * hidden * 2);
   arena_bytes_ += (bytes + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
-  placements_.push_back([this, bytes] {
-    weights_.embedding = reinterpret_cast<const Bf16*>(weights_.arena.Take(bytes));
-  });
+  placements_.push_back(
+      [this, bytes] { weights_.embedding = reinterpret_cast<const Bf16*>(weights_.arena.Take(bytes)); });
   ForChunks(config_.vocab_size, hidden * 2, [&](int begin, int end) {
     const int64_t first = begin * hidden;
     const int64_t count = (end - begin) * hidden;
@@ -222,7 +227,8 @@ void WeightLoader::PlanUpProjections(const std::string& tensor, LayerWeights& we
   }
 }
 
-void WeightLoader::PlanLinear(const std::string& name, int num_outputs, int k, int num_leaves, Linear& linear) {
+void WeightLoader::PlanLinear(const std::string& name, int num_outputs, int k, int num_leaves,
+                              Linear& linear) {
   linear.scheme = checkpoint_.SchemeOf(name);
   linear.num_outputs = num_outputs;
   linear.k = k;
@@ -240,7 +246,8 @@ void WeightLoader::PlanLinear(const std::string& name, int num_outputs, int k, i
   }
   std::string beta;
   const std::string layer = name.substr(0, name.find("self_attn."));
-  if (name.ends_with(".q_a_proj") || name.ends_with(".kv_a_proj_with_mqa")) beta = layer + "input_layernorm.bias";
+  if (name.ends_with(".q_a_proj") || name.ends_with(".kv_a_proj_with_mqa"))
+    beta = layer + "input_layernorm.bias";
   if (name.ends_with(".q_b_proj")) beta = layer + "self_attn.q_a_layernorm.bias";
   AddJob(uint64_t{8} * static_cast<uint64_t>(num_outputs),
          [this, name, beta, &linear](std::vector<std::byte>&) { return LoadStatic(name, beta, linear); });
@@ -266,7 +273,8 @@ void WeightLoader::PlanLayer(int layer, LayerWeights& weights) {
   PlanLinear(attention + "kv_a_proj_with_mqa", config_.latent_width(), hidden, 1, weights.kv_a);
   PlanUpProjections(attention + "kv_b_proj.weight", weights);
   PlanLinear(attention + "o_proj", hidden, heads * config_.v_head_dim, kNumLeaves, weights.o);
-  if (!config_.IsMoe(layer)) return PlanFeedForward(prefix + "mlp.", config_.intermediate_size, weights.dense);
+  if (!config_.IsMoe(layer))
+    return PlanFeedForward(prefix + "mlp.", config_.intermediate_size, weights.dense);
   PlanRouter(prefix + "mlp.gate.weight", weights.router);
   PlanFloats(prefix + "mlp.gate.e_score_correction_bias", weights.router_bias);
   weights.experts.resize(static_cast<size_t>(config_.n_routed_experts));
@@ -307,8 +315,8 @@ Status WeightLoader::LoadZeroPoint(const std::string& name, Linear& linear) cons
       return Invalid("{}: tensor {} is {}, a whole number from -128 to 127 is wanted", file, tensor, offset);
     }
     if (offset != offsets[0]) {
-      return Invalid("{}: tensor {} holds {} and {}: offsets that differ between channels are not supported", file,
-                     tensor, offsets[0], offset);
+      return Invalid("{}: tensor {} holds {} and {}: offsets that differ between channels are not supported",
+                     file, tensor, offsets[0], offset);
     }
   }
   linear.zero_point = offsets[0];
@@ -331,8 +339,8 @@ Status WeightLoader::LoadDeqScale(const std::string& name, Linear& linear) const
     const uint64_t high = word >> 32;  // zero, or the sign of a 32-bit integer that was widened
     const float value = std::bit_cast<float>(static_cast<uint32_t>(word));
     if (!std::isfinite(value) || (high != 0 && high != 0xFFFFFFFF)) {
-      return Invalid("{}: tensor {}: value {} is {:#x}, the bits of a finite fp32 are wanted", entry.file, tensor, i,
-                     word);
+      return Invalid("{}: tensor {}: value {} is {:#x}, the bits of a finite fp32 are wanted", entry.file,
+                     tensor, i, word);
     }
     linear.deq_scale[i] = value;
   }
@@ -383,12 +391,13 @@ Status WeightLoader::RequireZeroOffset(const std::string& name) const {
   ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, checkpoint_.Read(tensor));
   // Zero in every dtype, up to the sign of a floating-point zero.
   const auto width = static_cast<size_t>(DtypeBytes(entry.dtype));
-  const bool is_float = entry.dtype != Dtype::kInt8 && entry.dtype != Dtype::kInt32 && entry.dtype != Dtype::kInt64;
+  const bool is_float =
+      entry.dtype != Dtype::kInt8 && entry.dtype != Dtype::kInt32 && entry.dtype != Dtype::kInt64;
   for (size_t i = 0; i < bytes.size(); ++i) {
     const bool holds_sign = is_float && i % width == width - 1;
     if ((bytes[i] & std::byte{holds_sign ? uint8_t{0x7F} : uint8_t{0xFF}}) != std::byte{0}) {
-      return Invalid("{}: tensor {}: value {} is not zero: asymmetric weights are not supported", entry.file, tensor,
-                     i / width);
+      return Invalid("{}: tensor {}: value {} is not zero: asymmetric weights are not supported", entry.file,
+                     tensor, i / width);
     }
   }
   return {};
@@ -408,9 +417,10 @@ void WeightLoader::LogUnequalInputs() const {
     if (num_layers++ == 0) first = layer;
   }
   if (num_layers == 0) return;
-  LogWarning("q_a_proj and kv_a_proj_with_mqa have different input_scale or input_offset in {} layers, the first is "
-             "layer {}; each uses its own",
-             num_layers, first);
+  LogWarning(
+      "q_a_proj and kv_a_proj_with_mqa have different input_scale or input_offset in {} layers, the first is "
+      "layer {}; each uses its own",
+      num_layers, first);
 }
 
 Result<Weights> WeightLoader::Run(ThreadPool& threads, const Progress& progress) {

@@ -1,5 +1,5 @@
-// The weights of the main model, packed for the kernels. One Arena holds all large arrays; the checkpoint's own
-// copies are gone when Load returns. Immutable afterwards; any thread.
+// The weights of the main model, packed for the kernels. One Arena holds all large arrays; the checkpoint's
+// own copies are gone when Load returns. Immutable afterwards; any thread.
 #pragma once
 
 #include <functional>
@@ -21,14 +21,14 @@ struct Linear {
   int num_outputs = 0;
   int k = 0;
   int num_leaves = 1;
-  kernels::PackedBf16 bf16;            // kBf16
-  kernels::PackedInt8 int8;            // kInt8Static, kInt8Dynamic
-  std::vector<float> weight_scale;     // kInt8Dynamic [num_outputs]
-  std::vector<int32_t> quant_bias;     // kInt8Static [num_outputs]
-  std::vector<float> deq_scale;        // kInt8Static [num_outputs]
-  std::vector<float> inverse_scale;    // kInt8Static: fp32(1 / input_scale), 1 value or [k]
-  float zero_point = 0;                // kInt8Static
-  std::vector<float> beta;             // kInt8Static [k], or empty: added to the input before quantising
+  kernels::PackedBf16 bf16;          // kBf16
+  kernels::PackedInt8 int8;          // kInt8Static, kInt8Dynamic
+  std::vector<float> weight_scale;   // kInt8Dynamic [num_outputs]
+  std::vector<int32_t> quant_bias;   // kInt8Static [num_outputs]
+  std::vector<float> deq_scale;      // kInt8Static [num_outputs]
+  std::vector<float> inverse_scale;  // kInt8Static: fp32(1 / input_scale), 1 value or [k]
+  float zero_point = 0;              // kInt8Static
+  std::vector<float> beta;           // kInt8Static [k], or empty: added to the input before quantising
   int num_panels() const { return scheme == Scheme::kBf16 ? bf16.num_panels() : int8.num_panels(); }
 };
 
@@ -45,7 +45,7 @@ struct LayerWeights {
   kernels::PackedFloat router;                // the others
   std::vector<float> router_bias;             // [n_routed_experts]
   std::vector<FeedForward> experts;
-  FeedForward shared;                         // n_shared_experts times moe_intermediate_size wide
+  FeedForward shared;  // n_shared_experts times moe_intermediate_size wide
 };
 
 struct Weights {
@@ -55,8 +55,8 @@ struct Weights {
   std::vector<float> final_norm;
   kernels::PackedBf16 lm_head;
 
-  // Reads, checks (finite, bounds of quant_bias) and packs. `progress` gets (bytes done, bytes in all) from one
-  // thread. Errors name the tensor and the file.
+  // Reads, checks (finite, bounds of quant_bias) and packs. `progress` gets (bytes done, bytes in all) from
+  // one thread. Errors name the tensor and the file.
   static Result<Weights> Load(const Checkpoint& checkpoint, const ModelConfig& config, ThreadPool& threads,
                               const std::function<void(uint64_t done, uint64_t total)>& progress);
 };

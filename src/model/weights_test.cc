@@ -104,7 +104,8 @@ TEST_F(TinyWeights, HoldTheCheckpointsValues) {
   EXPECT_EQ(layer.q_a.beta, checkpoint_->ReadFloats(prefix + "input_layernorm.bias").value());
   EXPECT_EQ(layer.q_b.beta, checkpoint_->ReadFloats(prefix + "self_attn.q_a_layernorm.bias").value());
   EXPECT_TRUE(layer.o.beta.empty());
-  EXPECT_EQ(layer.q_b.zero_point, checkpoint_->ReadFloats(prefix + "self_attn.q_b_proj.input_offset").value()[0]);
+  EXPECT_EQ(layer.q_b.zero_point,
+            checkpoint_->ReadFloats(prefix + "self_attn.q_b_proj.input_offset").value()[0]);
   EXPECT_EQ(layer.q_b.inverse_scale[0],
             1.0f / checkpoint_->ReadFloats(prefix + "self_attn.q_b_proj.input_scale").value()[0]);
   const auto bias = checkpoint_->Read(prefix + "self_attn.kv_a_proj_with_mqa.quant_bias").value();
@@ -145,7 +146,8 @@ TEST_F(TinyWeights, FloatMatricesAreWholeAndKeysTransposed) {
   const auto router = checkpoint_->ReadFloats("model.layers.3.mlp.gate.weight").value();
   for (int e = 0; e < config_.n_routed_experts; ++e) {
     for (int k = 0; k < config_.hidden_size; ++k) {
-      num_wrong += At(weights_.layers[3].router, e, k) != router[static_cast<size_t>(e * config_.hidden_size + k)];
+      num_wrong +=
+          At(weights_.layers[3].router, e, k) != router[static_cast<size_t>(e * config_.hidden_size + k)];
     }
   }
   EXPECT_EQ(num_wrong, 0);
@@ -178,9 +180,11 @@ std::string ErrorAfter(const std::string& tensor, size_t index, T value) {
 
 TEST(BadWeightsTest, NonFiniteValuesAreNamed) {
   constexpr uint16_t kInfinity = 0xFF80;
-  EXPECT_NE(ErrorAfter<uint16_t>("model.embed_tokens.weight", 96 * 330 + 95, kInfinity).find("value 31775 is -inf"),
+  EXPECT_NE(
+      ErrorAfter<uint16_t>("model.embed_tokens.weight", 96 * 330 + 95, kInfinity).find("value 31775 is -inf"),
+      std::string::npos);
+  EXPECT_NE(ErrorAfter<uint16_t>("lm_head.weight", 12345, 0x7FC0).find("value 12345 is nan"),
             std::string::npos);
-  EXPECT_NE(ErrorAfter<uint16_t>("lm_head.weight", 12345, 0x7FC0).find("value 12345 is nan"), std::string::npos);
   ErrorAfter<uint16_t>("model.layers.2.self_attn.kv_b_proj.weight", 100, kInfinity);
   ErrorAfter<uint16_t>("model.layers.2.mlp.gate.weight", 5, kInfinity);
   ErrorAfter<uint16_t>("model.layers.0.post_attention_layernorm.weight", 0, kInfinity);
@@ -193,12 +197,15 @@ TEST(BadWeightsTest, NonFiniteValuesAreNamed) {
 
 TEST(BadWeightsTest, ScalesAndOffsets) {
   for (const float scale : {0.0f, -1.0f, 1e-45f}) {
-    EXPECT_NE(ErrorAfter<float>(kQA + ".input_scale", 0, scale).find("a positive scale"), std::string::npos) << scale;
+    EXPECT_NE(ErrorAfter<float>(kQA + ".input_scale", 0, scale).find("a positive scale"), std::string::npos)
+        << scale;
   }
   for (const float offset : {0.5f, 128.0f, -129.0f}) {
-    EXPECT_NE(ErrorAfter<float>(kQA + ".input_offset", 0, offset).find("from -128 to 127"), std::string::npos);
+    EXPECT_NE(ErrorAfter<float>(kQA + ".input_offset", 0, offset).find("from -128 to 127"),
+              std::string::npos);
   }
-  EXPECT_NE(ErrorAfter<float>(kUp + ".weight_offset", 2, 1e-30f).find("value 2 is not zero"), std::string::npos);
+  EXPECT_NE(ErrorAfter<float>(kUp + ".weight_offset", 2, 1e-30f).find("value 2 is not zero"),
+            std::string::npos);
   EXPECT_NE(ErrorAfter<float>(kQA + ".weight_offset", 0, 1.0f).find("asymmetric"), std::string::npos);
   EditedCheckpoint edited(RandomFormat::kW8a8);  // minus zero is zero
   EditedCheckpoint::Set(edited.main.at(kUp + ".weight_offset"), 2, -0.0f);
@@ -236,7 +243,8 @@ TEST(StoredFormsTest, ScalesAndOffsetsAreReadInEveryForm) {
   std::vector<uint16_t> per_channel(96, 0x3D00);  // bf16 0.03125
   per_channel[7] = 0x3D80;                        // 0.0625
   edited.main.at(kQA + ".input_scale") = EditedCheckpoint::Make(Dtype::kBf16, {96}, per_channel);
-  edited.main.at(kQA + ".input_offset") = EditedCheckpoint::Make(Dtype::kInt8, {96}, std::vector<int8_t>(96, -128));
+  edited.main.at(kQA + ".input_offset") =
+      EditedCheckpoint::Make(Dtype::kInt8, {96}, std::vector<int8_t>(96, -128));
   edited.Save();
   const auto checkpoint = edited.Open();
   ASSERT_TRUE(checkpoint) << checkpoint.error().message;
@@ -278,7 +286,8 @@ TEST(StoredFormsTest, OddShapesArePackedWhole) {
       const auto o = Bits(checkpoint, prefix + "self_attn.o_proj.weight");
       int num_wrong = 0;
       for (int n = 0; n < layer.o.num_outputs; ++n) {
-        for (int k = 0; k < layer.o.k; ++k) num_wrong += At(layer.o.bf16, n, k) != o[static_cast<size_t>(n * layer.o.k + k)];
+        for (int k = 0; k < layer.o.k; ++k)
+          num_wrong += At(layer.o.bf16, n, k) != o[static_cast<size_t>(n * layer.o.k + k)];
       }
       EXPECT_EQ(num_wrong, 0);
     }
@@ -311,9 +320,8 @@ TEST(PeakMemoryTest, LoadingNeedsLittleMoreThanTheWeights) {
   ThreadPool threads(2);
   const uint64_t before = ResidentBytes();
   uint64_t peak = 0;
-  const auto weights = Weights::Load(checkpoint, config, threads, [&](uint64_t, uint64_t) {
-    peak = std::max(peak, ResidentBytes());
-  });
+  const auto weights = Weights::Load(checkpoint, config, threads,
+                                     [&](uint64_t, uint64_t) { peak = std::max(peak, ResidentBytes()); });
   ASSERT_TRUE(weights);
   EXPECT_LT(peak - before, checkpoint.total_bytes() * 1.15 + (16 << 20));
   std::filesystem::remove_all(root);

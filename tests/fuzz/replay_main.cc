@@ -1,5 +1,6 @@
-// Where libFuzzer is not linked: runs a fuzz target once on every file given, or in every folder given, and prints
-// how many there were. Fails when there were none, or when one cannot be read; a finding ends the process.
+// Where libFuzzer is not linked: runs a fuzz target once on every file given, or in every folder given, and
+// prints how many there were. Fails when there were none, or when one cannot be read; a finding ends the
+// process.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
