@@ -1,21 +1,23 @@
-// Attention of one tile, a canonical block of 512 positions at a time. One source for every vector set: included
-// after gemm-inl.h, inside its namespace and target region. The meaning is Attention in reference.cc.
+// Attention of one tile, a canonical block of 512 positions at a time. One source for every vector set:
+// included after gemm-inl.h, inside its namespace and target region. The meaning is Attention in
+// reference.cc.
 //
-// Scores: query rows lie in vector lanes, a pair of the cache is broadcast, so one pass over a latent row serves
-// every head and token of the tile. Output: latent columns lie in lanes, the value pairs of 64 positions are
-// interleaved once for all rows, a pair of probabilities is broadcast. Both are pair chains in canonical order.
+// Scores: query rows lie in vector lanes, a pair of the cache is broadcast, so one pass over a latent row
+// serves every head and token of the tile. Output: latent columns lie in lanes, the value pairs of 64
+// positions are interleaved once for all rows, a pair of probabilities is broadcast. Both are pair chains in
+// canonical order.
 
 struct AttentionPass {
   const AttentionTile& tile;
   const AttentionScratch parts;
   std::byte* scratch;
-  int row_vectors;   // of query rows
-  int row_stride;    // row_vectors * kLanes
+  int row_vectors;  // of query rows
+  int row_stride;   // row_vectors * kLanes
   int block_begin = 0;
   int block_count = 0;  // positions of the block that any row sees
 
-  // Per query row, padded to whole vectors: positions visible in all, running maximum and sum, the block's, and
-  // the factors of a merge.
+  // Per query row, padded to whole vectors: positions visible in all, running maximum and sum, the block's,
+  // and the factors of a merge.
   alignas(64) int32_t num_visible[kAttentionRows] = {};
   alignas(64) float m[kAttentionRows] = {};
   alignas(64) float l[kAttentionRows] = {};
@@ -114,7 +116,8 @@ inline void ScoreBlock(const AttentionPass& pass) {
     }
   }
   for (; v < pass.row_vectors; ++v) {
-    for (int t = 0; t < pass.block_count; t += kScorePositions * 2) ScorePositions<kScorePositions * 2, 1>(pass, t, v);
+    for (int t = 0; t < pass.block_count; t += kScorePositions * 2)
+      ScorePositions<kScorePositions * 2, 1>(pass, t, v);
   }
 }
 
@@ -163,8 +166,8 @@ inline void BlockProbabilities(AttentionPass& pass, int v, I visible) {
   StoreF(pass.block_l + v * kLanes, lanes[0]);
 }
 
-// Value pairs of positions [begin, begin + count) as words [pair][padded latent]. A last position without partner
-// is its own: the partner's probability is zero.
+// Value pairs of positions [begin, begin + count) as words [pair][padded latent]. A last position without
+// partner is its own: the partner's probability is zero.
 inline void InterleaveValues(const AttentionPass& pass, int begin, int count) {
   for (int t = 0; t < count; t += 2) {
     const Bf16* even = pass.cache_rows[begin + t];
@@ -178,7 +181,8 @@ inline void InterleaveValues(const AttentionPass& pass, int begin, int count) {
   }
 }
 
-// Goes on with the output chains of kValueRows rows and kVectors vectors of the latent over one tile of values.
+// Goes on with the output chains of kValueRows rows and kVectors vectors of the latent over one tile of
+// values.
 template <int kVectors>
 inline void ValueBlock(const AttentionPass& pass, int begin, int count, int row, int d) {
   F sum[kValueRows][kVectors];
@@ -191,7 +195,8 @@ inline void ValueBlock(const AttentionPass& pass, int begin, int count, int row,
     }
   }
   const Bf16* values = reinterpret_cast<const Bf16*>(pass.values() + d);
-  const Bf16* p = reinterpret_cast<const Bf16*>(pass.probabilities() + int64_t{begin / 2} * pass.row_stride + row);
+  const Bf16* p =
+      reinterpret_cast<const Bf16*>(pass.probabilities() + int64_t{begin / 2} * pass.row_stride + row);
   for (int t = 0; t < count; t += 2) {
     PairOp::Weights columns[kVectors];
     TESSERA_UNROLL
@@ -279,7 +284,8 @@ inline uint64_t AttendBlock(AttentionPass& pass) {
   return bad;
 }
 
-inline bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_stride, uint64_t* bad_rows) {
+inline bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_stride,
+                      uint64_t* bad_rows) {
   AttentionPass pass(tile, scratch);
   PackQueries(pass);
   int positions = 0;
@@ -289,8 +295,8 @@ inline bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64
   for (int begin = 0; begin < positions; begin += kAttentionBlock) {
     pass.block_begin = begin;
     pass.block_count = positions - begin < kAttentionBlock ? positions - begin : kAttentionBlock;
-    // A value that is not finite reaches, as 0 * infinity, rows of the tile that do not see it. Rare, and an error
-    // of the requests that do see it: the reference keeps the rows apart.
+    // A value that is not finite reaches, as 0 * infinity, rows of the tile that do not see it. Rare, and an
+    // error of the requests that do see it: the reference keeps the rows apart.
     if (AttendBlock(pass) != 0) return kScalarTable.attention(tile, scratch, out, out_stride, bad_rows);
   }
   for (int row = 0; row < tile.num_rows; ++row) {

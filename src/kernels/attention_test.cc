@@ -1,5 +1,5 @@
-// Attention of every instruction set against the reference: equal bits for any number of rows, head sizes, page
-// sizes and visible positions, and rows that end in different blocks of one tile.
+// Attention of every instruction set against the reference: equal bits for any number of rows, head sizes,
+// page sizes and visible positions, and rows that end in different blocks of one tile.
 #include <algorithm>
 #include <cmath>
 
@@ -12,12 +12,13 @@ class AttentionTest : public KernelTest {};
 INSTANTIATE_TEST_SUITE_P(Isa, AttentionTest, ::testing::ValuesIn(VectorIsas()), IsaTestName);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AttentionTest);
 
-// A sequence's cache in shuffled pages, and query rows. Memory of exactly the pages that hold visible positions:
-// reading beyond them is an error under a sanitizer.
+// A sequence's cache in shuffled pages, and query rows. Memory of exactly the pages that hold visible
+// positions: reading beyond them is an error under a sanitizer.
 struct Case {
   Case(RandomStream& random, int num_rows, int latent, int rope, int block_size, std::vector<int32_t> visible,
        float query_scale = 1.0f)
-      : visible(std::move(visible)), queries(NormalBf16(random, num_rows * (latent + rope + 3), query_scale)) {
+      : visible(std::move(visible)),
+        queries(NormalBf16(random, num_rows * (latent + rope + 3), query_scale)) {
     const int positions = *std::max_element(this->visible.begin(), this->visible.end());
     const int num_blocks = (positions + block_size - 1) / block_size;
     const int row_stride = (latent + rope + 31) / 32 * 32;
@@ -25,13 +26,14 @@ struct Case {
     block_ids.resize(num_blocks);
     for (int i = 0; i < num_blocks; ++i) block_ids[i] = i;
     for (int i = num_blocks - 1; i > 0; --i) std::swap(block_ids[i], block_ids[random.Below(i + 1)]);
-    tile = {.queries = {queries.data(), latent + rope + 3},
-            .num_rows = num_rows,
-            .num_visible = this->visible.data(),
-            .pages = {cache.data(), block_ids.data(), block_size, int64_t{block_size} * row_stride, row_stride},
-            .latent = latent,
-            .rope = rope,
-            .softmax_scale = 0.3f};
+    tile = {
+        .queries = {queries.data(), latent + rope + 3},
+        .num_rows = num_rows,
+        .num_visible = this->visible.data(),
+        .pages = {cache.data(), block_ids.data(), block_size, int64_t{block_size} * row_stride, row_stride},
+        .latent = latent,
+        .rope = rope,
+        .softmax_scale = 0.3f};
   }
   Bf16& At(int position, int column) {
     const LatentPages& pages = tile.pages;
@@ -52,7 +54,8 @@ struct Answer {
     std::fill_n(scratch.data(), AttentionScratchBytes(tile.latent, tile.rope) + 64, std::byte{0x7f});
     fine = kernels.attention(tile, scratch.data(), out.data(), tile.latent + 5, &bad_rows);
     for (int i = 0; i < 64; ++i) {
-      EXPECT_EQ(scratch[AttentionScratchBytes(tile.latent, tile.rope) + i], std::byte{0x7f}) << "beyond the scratch";
+      EXPECT_EQ(scratch[AttentionScratchBytes(tile.latent, tile.rope) + i], std::byte{0x7f})
+          << "beyond the scratch";
     }
   }
   std::vector<Bf16> out;

@@ -24,7 +24,8 @@ struct Case {
   std::function<void(const Kernels&)> run;
 };
 
-// Median time of one call, in nanoseconds: five runs of at least 10 ms, or one run of one call where that is longer.
+// Median time of one call, in nanoseconds: five runs of at least 10 ms, or one run of one call where that is
+// longer.
 double TimeOfCall(const Case& test, const Kernels& kernels) {
   const SteadyClock clock;
   constexpr TimeNs kLeast = 10'000'000;
@@ -38,7 +39,8 @@ double TimeOfCall(const Case& test, const Kernels& kernels) {
       times.push_back(static_cast<double>(spent) / calls);
       if (spent > 10 * kLeast) break;
     } else {
-      calls = static_cast<int>(std::min<TimeNs>(calls * 10, 1 + calls * (kLeast + kLeast / 4) / std::max<TimeNs>(spent, 1)));
+      calls = static_cast<int>(
+          std::min<TimeNs>(calls * 10, 1 + calls * (kLeast + kLeast / 4) / std::max<TimeNs>(spent, 1)));
     }
   }
   std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
@@ -144,9 +146,8 @@ class Inputs {
     add("quantize_static", row * 5, [this](const Kernels& k) {
       k.quantize_static(x_, nullptr, scales_, false, 0, kK, 1, out_int8_, integers_);
     });
-    add("quantize_dynamic", row * 5, [this](const Kernels& k) {
-      k.quantize_dynamic(x_, kK, kNumLeaves, out_int8_, out_, integers_);
-    });
+    add("quantize_dynamic", row * 5,
+        [this](const Kernels& k) { k.quantize_dynamic(x_, kK, kNumLeaves, out_int8_, out_, integers_); });
     add("to_bf16", row * 6, [this](const Kernels& k) { k.to_bf16(x_, kK, out_bf16_); });
     add("to_float", row * 6, [this](const Kernels& k) { k.to_float(x_bf16_, kK, out_); });
     add("silu_mul", row * 8, [this](const Kernels& k) { k.silu_mul(x_bf16_, x_bf16_ + kK, kK, out_); });
@@ -159,7 +160,8 @@ class Inputs {
 
   void AddProducts(int rows, std::vector<Case>* cases) {
     const auto add = [&](const char* name, double outputs, std::function<void(const Kernels&)> run) {
-      cases->push_back({Format("{} {}x{}x{}", name, rows, outputs, kK), 2.0 * rows * outputs * kK, false, std::move(run)});
+      cases->push_back(
+          {Format("{} {}x{}x{}", name, rows, outputs, kK), 2.0 * rows * outputs * kK, false, std::move(run)});
     };
     const RowMap map = {.count = rows};
     const Int8Rows in = {x_int8_, kK, scales_, integers_};
@@ -234,8 +236,8 @@ void BenchKernels(std::ostream& out) {
       if (!kernels) continue;
       const double ns = TimeOfCall(test, **kernels);
       if (isa == Isa::kScalar) reference = ns;
-      out << Format("{:<40} {:<11} {:>13.0f} ns {:>8.2f} {} {:>8.1f}x\n", test.name, IsaName(isa), ns, test.work / ns,
-                    test.is_bytes ? "GB/s " : "Gop/s", reference / ns)
+      out << Format("{:<40} {:<11} {:>13.0f} ns {:>8.2f} {} {:>8.1f}x\n", test.name, IsaName(isa), ns,
+                    test.work / ns, test.is_bytes ? "GB/s " : "Gop/s", reference / ns)
           << std::flush;
     }
   }

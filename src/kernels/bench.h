@@ -1,5 +1,5 @@
-// `tessera bench kernels`: what each kernel does per second on this machine, by instruction set. Measures only; the
-// tests hold the results.
+// `tessera bench kernels`: what each kernel does per second on this machine, by instruction set. Measures
+// only; the tests hold the results.
 #pragma once
 
 #include <ostream>

@@ -86,7 +86,8 @@ TEST(Pack, Bf16AndFloatPanels) {
       for (int k = 0; k < 4; ++k) {
         const bool inside = output < 17 && k < 3;
         const uint16_t expected = inside ? weight.values[output * 6 + leaf * 3 + k].bits : 0;
-        EXPECT_EQ(weight.packed[output / 16 * 128 + leaf * 64 + k / 2 * 32 + output % 16 * 2 + k % 2].bits, expected);
+        EXPECT_EQ(weight.packed[output / 16 * 128 + leaf * 64 + k / 2 * 32 + output % 16 * 2 + k % 2].bits,
+                  expected);
       }
     }
   }

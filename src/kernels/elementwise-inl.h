@@ -1,5 +1,6 @@
-// Rows: norms, quantisation, activations, rope, sums and maxima. One source for every vector set: included after
-// its simd_*.h, inside its namespace and target region. The meaning of each function is in reference.cc.
+// Rows: norms, quantisation, activations, rope, sums and maxima. One source for every vector set: included
+// after its simd_*.h, inside its namespace and target region. The meaning of each function is in
+// reference.cc.
 
 TESSERA_INLINE int LanesLeft(int n, int i) { return n - i < kLanes ? n - i : kLanes; }
 
@@ -110,7 +111,8 @@ inline void QuantizeStatic(const float* x, const float* beta, const float* inver
   }
 }
 
-inline void QuantizeDynamic(const float* x, int n, int num_leaves, int8_t* out, float* scales, int32_t* sums) {
+inline void QuantizeDynamic(const float* x, int n, int num_leaves, int8_t* out, float* scales,
+                            int32_t* sums) {
   const int leaf_k = n / num_leaves;
   const int leaf_pad = (leaf_k + 3) / 4 * 4;
   for (int leaf = 0; leaf < num_leaves; ++leaf) {
@@ -162,17 +164,14 @@ inline void Rope(const Bf16* x, const float* cos, const float* sin, int n, Bf16*
   const int num_pairs = n / 2;
   for (int i = 0; i < num_pairs; i += kLanes) {
     const int count = LanesLeft(num_pairs, i);
-    int32_t pairs[kLanes] = {};
-    __builtin_memcpy(pairs, x + 2 * i, static_cast<size_t>(count) * 4);
-    const I both = LoadI(pairs);
+    const I both = LoadI(reinterpret_cast<const int32_t*>(x + 2 * i), count);
     const F a = AsF(ShiftLeft<16>(both));
     const F b = AsF(AndI(both, SetI(static_cast<int32_t>(0xffff0000))));
     const F c = LoadF(cos + i, count);
     const F s = LoadF(sin + i, count);
     const I real = RoundBf16(Sub(Mul(a, c), Mul(b, s)));
     const I imaginary = RoundBf16(Add(Mul(a, s), Mul(b, c)));
-    StoreI(pairs, OrI(real, ShiftLeft<16>(imaginary)));
-    __builtin_memcpy(out + 2 * i, pairs, static_cast<size_t>(count) * 4);
+    StoreF(reinterpret_cast<float*>(out + 2 * i), AsF(OrI(real, ShiftLeft<16>(imaginary))), count);
   }
 }
 

@@ -1,14 +1,19 @@
 // Matrix products on packed panels. One source for every vector set: included after its simd_*.h and
 // elementwise-inl.h, inside its namespace and target region. The meaning of each function is in reference.cc.
 //
-// Register blocks: a few rows x one int8 panel (or kChainPanels bf16 panels). The panels of one call are taken in
-// groups that stay in L2 while all rows pass, so that weights leave DRAM once; with few rows a group is the whole
-// call and the weights are one stream. An epilogue turns a block into outputs while it is in registers.
+// Register blocks: a few rows x one int8 panel (or kChainPanels bf16 panels). The panels of one call are
+// taken in groups that stay in L2 while all rows pass, so that weights leave DRAM once; with few rows a group
+// is the whole call and the weights are one stream. An epilogue turns a block into outputs while it is in
+// registers.
 
 constexpr int64_t kGroupBytes = 256 << 10;
 
-TESSERA_INLINE int64_t InRow(const RowMap& rows, int i) { return rows.in_rows != nullptr ? rows.in_rows[i] : i; }
-TESSERA_INLINE int64_t OutRow(const RowMap& rows, int i) { return rows.out_rows != nullptr ? rows.out_rows[i] : i; }
+TESSERA_INLINE int64_t InRow(const RowMap& rows, int i) {
+  return rows.in_rows != nullptr ? rows.in_rows[i] : i;
+}
+TESSERA_INLINE int64_t OutRow(const RowMap& rows, int i) {
+  return rows.out_rows != nullptr ? rows.out_rows[i] : i;
+}
 
 // Panels of a group: what fits in L2, at least one block; everything where one block holds all rows.
 TESSERA_INLINE int GroupPanels(int64_t panel_bytes, int num_panels, bool one_pass) {
@@ -18,8 +23,8 @@ TESSERA_INLINE int GroupPanels(int64_t panel_bytes, int num_panels, bool one_pas
   return fitting < num_panels ? static_cast<int>(fitting) : num_panels;
 }
 
-// ---- Epilogues. Begin looks up what belongs to output row i of the call; Emit takes kLanes outputs of one leaf;
-// End writes what was gathered over the row's panels.
+// ---- Epilogues. Begin looks up what belongs to output row i of the call; Emit takes kLanes outputs of one
+// leaf; End writes what was gathered over the row's panels.
 
 struct FixedSink {
   int64_t* sums;
@@ -144,7 +149,9 @@ struct ChainToBf16 {
   TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
     row->out = out + OutRow(rows, i) * out_stride;
   }
-  TESSERA_INLINE void Emit(Row& row, F acc, int column, int count) const { StoreBf16(row.out + column, acc, count); }
+  TESSERA_INLINE void Emit(Row& row, F acc, int column, int count) const {
+    StoreBf16(row.out + column, acc, count);
+  }
   TESSERA_INLINE void End(Row& row) const {}
 };
 
@@ -157,7 +164,9 @@ struct ChainToFloat {
   TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
     row->out = out + OutRow(rows, i) * out_stride;
   }
-  TESSERA_INLINE void Emit(Row& row, F acc, int column, int count) const { StoreF(row.out + column, acc, count); }
+  TESSERA_INLINE void Emit(Row& row, F acc, int column, int count) const {
+    StoreF(row.out + column, acc, count);
+  }
   TESSERA_INLINE void End(Row& row) const {}
 };
 
@@ -183,7 +192,7 @@ struct ChainToFixed {
 // Rows [i, i + kRows) of the call against panels [panel, panel_end).
 template <int kRows, class Epilogue>
 inline void Int8RowBlock(const Int8Rows& in, const PackedInt8& weight, const RowMap& rows, int i, int panel,
-                      int panel_end, const Epilogue& epilogue) {
+                         int panel_end, const Epilogue& epilogue) {
   constexpr int kVectors = kInt8Panel / kLanes;
   const int8_t* x[kRows];
   typename Epilogue::Row row[kRows];
@@ -235,11 +244,13 @@ inline void Int8Gemm(const Int8Rows& in, const PackedInt8& weight, const RowMap&
 }
 
 inline void GemmInt8Static(const Int8Rows& in, const PackedInt8& weight, const StaticScales& scales,
-                           const RowMap& rows, int panel_begin, int panel_end, Bf16* out, int64_t out_stride) {
+                           const RowMap& rows, int panel_begin, int panel_end, Bf16* out,
+                           int64_t out_stride) {
   Int8Gemm(in, weight, rows, panel_begin, panel_end, StaticToBf16{in, scales, out, out_stride});
 }
 inline void GemmInt8Dynamic(const Int8Rows& in, const PackedInt8& weight, const float* weight_scale,
-                            const RowMap& rows, int panel_begin, int panel_end, Bf16* out, int64_t out_stride) {
+                            const RowMap& rows, int panel_begin, int panel_end, Bf16* out,
+                            int64_t out_stride) {
   Int8Gemm(in, weight, rows, panel_begin, panel_end, DynamicToBf16{in, weight_scale, out, out_stride});
 }
 inline void GemmInt8DynamicFixed(const Int8Rows& in, const PackedInt8& weight, const float* weight_scale,
@@ -269,8 +280,8 @@ struct FloatOp {
 
 // acc[row][vector] = the chains of kRows inputs against kPanels neighbouring panels, from +0.
 template <class Op, int kRows, int kPanels>
-TESSERA_INLINE void ChainBlock(const typename Op::Value* const* x, const typename Op::Value* w, int64_t panel_stride,
-                               int steps, F (*acc)[kPanels * kFloatPanel / kLanes]) {
+TESSERA_INLINE void ChainBlock(const typename Op::Value* const* x, const typename Op::Value* w,
+                               int64_t panel_stride, int steps, F (*acc)[kPanels * kFloatPanel / kLanes]) {
   constexpr int kPerPanel = kFloatPanel / kLanes;
   constexpr int kVectors = kPanels * kPerPanel;
   F sum[kRows][kVectors];
@@ -322,8 +333,9 @@ inline void ChainPanels(const ChainShape<Op>& shape, const typename Op::Value* c
     TESSERA_UNROLL
     for (int r = 0; r < kRows; ++r) leaf_x[r] = x[r] + int64_t{leaf} * shape.leaf_steps * Op::kStep;
     F acc[kRows][kVectors];
-    ChainBlock<Op, kRows, kPanels>(leaf_x, shape.panels + panel * shape.panel_elements() + leaf * shape.leaf_elements(),
-                                   shape.panel_elements(), shape.leaf_steps, acc);
+    ChainBlock<Op, kRows, kPanels>(
+        leaf_x, shape.panels + panel * shape.panel_elements() + leaf * shape.leaf_elements(),
+        shape.panel_elements(), shape.leaf_steps, acc);
     const int column = panel * kFloatPanel;
     const int width = shape.num_outputs - column;
     TESSERA_UNROLL
@@ -387,12 +399,12 @@ inline void GemmBf16Float(const Bf16Rows& in, const PackedBf16& weight, const Ro
                           int panel_end, float* out, int64_t out_stride) {
   ChainGemm(PairShape(in, weight), rows, panel_begin, panel_end, ChainToFloat{out, out_stride});
 }
-inline void GemmBf16Fixed(const Bf16Rows& in, const PackedBf16& weight, const float* row_weight, const RowMap& rows,
-                          int panel_begin, int panel_end, const FixedRows& out) {
+inline void GemmBf16Fixed(const Bf16Rows& in, const PackedBf16& weight, const float* row_weight,
+                          const RowMap& rows, int panel_begin, int panel_end, const FixedRows& out) {
   ChainGemm(PairShape(in, weight), rows, panel_begin, panel_end, ChainToFixed{row_weight, out});
 }
-inline void GemmFloat(const float* in, int64_t in_stride, const PackedFloat& weight, int num_rows, int panel_begin,
-                      int panel_end, float* out, int64_t out_stride) {
+inline void GemmFloat(const float* in, int64_t in_stride, const PackedFloat& weight, int num_rows,
+                      int panel_begin, int panel_end, float* out, int64_t out_stride) {
   const ChainShape<FloatOp> shape = {in, in_stride, weight.panels, weight.num_outputs, 1, weight.k};
   ChainGemm(shape, RowMap{.count = num_rows}, panel_begin, panel_end, ChainToFloat{out, out_stride});
 }

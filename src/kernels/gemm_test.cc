@@ -1,5 +1,5 @@
-// Matrix products of every instruction set against the reference: equal bits for odd shapes, row maps, leaves of any
-// size, extreme values; and nothing written outside the outputs asked for.
+// Matrix products of every instruction set against the reference: equal bits for odd shapes, row maps, leaves
+// of any size, extreme values; and nothing written outside the outputs asked for.
 #include "kernels/kernels_testing.h"
 
 namespace tessera::kernels {
@@ -9,8 +9,8 @@ class GemmTest : public KernelTest {};
 INSTANTIATE_TEST_SUITE_P(Isa, GemmTest, ::testing::ValuesIn(VectorIsas()), IsaTestName);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GemmTest);
 
-// A product: rows of a call, whether they are gathered and scattered, outputs, and the panels computed (a hole at
-// either end where there are several).
+// A product: rows of a call, whether they are gathered and scattered, outputs, and the panels computed (a
+// hole at either end where there are several).
 struct Shape {
   int num_rows;
   int num_outputs;
@@ -18,9 +18,9 @@ struct Shape {
   bool mapped;
 };
 constexpr Shape kShapes[] = {
-    {0, 32, 8, false},   {1, 1, 1, false},    {1, 31, 2, true},    {1, 200, 64, false}, {2, 33, 3, false},
-    {3, 64, 129, true},  {4, 96, 40, false},  {5, 40, 7, true},    {6, 16, 5, false},   {7, 17, 8, true},
-    {8, 130, 30, false}, {9, 48, 12, true},   {13, 70, 11, false}, {15, 15, 33, true},  {16, 64, 100, false},
+    {0, 32, 8, false},   {1, 1, 1, false},    {1, 31, 2, true},    {1, 200, 64, false},  {2, 33, 3, false},
+    {3, 64, 129, true},  {4, 96, 40, false},  {5, 40, 7, true},    {6, 16, 5, false},    {7, 17, 8, true},
+    {8, 130, 30, false}, {9, 48, 12, true},   {13, 70, 11, false}, {15, 15, 33, true},   {16, 64, 100, false},
     {23, 65, 34, true},  {33, 50, 17, false}, {64, 36, 6, true},   {3, 160, 4001, false}};
 
 // Inputs drawn from twice as many rows, outputs scattered over twice as many.
@@ -45,7 +45,8 @@ struct Map {
 // Outputs with a gap between rows, all canaries at first.
 template <typename T>
 struct Outputs {
-  Outputs(int num_rows, int num_outputs, T canary) : stride(num_outputs + 7), values((num_rows + 1) * stride, canary) {}
+  Outputs(int num_rows, int num_outputs, T canary)
+      : stride(num_outputs + 7), values((num_rows + 1) * stride, canary) {}
   T* data() { return values.data(); }
   int64_t stride;
   std::vector<T> values;
@@ -53,7 +54,8 @@ struct Outputs {
 
 void ExpectSame(const Outputs<Bf16>& a, const Outputs<Bf16>& b) {
   for (size_t i = 0; i < a.values.size(); ++i) {
-    ASSERT_TRUE(SameBf16(a.values[i], b.values[i])) << i << ": " << a.values[i].bits << " " << b.values[i].bits;
+    ASSERT_TRUE(SameBf16(a.values[i], b.values[i]))
+        << i << ": " << a.values[i].bits << " " << b.values[i].bits;
   }
 }
 void ExpectSame(const Outputs<float>& a, const Outputs<float>& b) {
@@ -105,11 +107,15 @@ TEST_P(GemmTest, Int8ToBf16) {
     const StaticScales scales = {bias.data(), scale.data()};
     for (const auto& [begin, end] : PanelRanges(weight.shape.num_panels())) {
       Outputs<Bf16> a(map.num_rows, shape.num_outputs, Bf16{0x4321}), b = a;
-      Reference().gemm_int8_static(input.view(), weight.shape, scales, map.rows, begin, end, a.data(), a.stride);
-      kernels().gemm_int8_static(input.view(), weight.shape, scales, map.rows, begin, end, b.data(), b.stride);
+      Reference().gemm_int8_static(input.view(), weight.shape, scales, map.rows, begin, end, a.data(),
+                                   a.stride);
+      kernels().gemm_int8_static(input.view(), weight.shape, scales, map.rows, begin, end, b.data(),
+                                 b.stride);
       ExpectSame(a, b);
-      Reference().gemm_int8_dynamic(input.view(), weight.shape, scale.data(), map.rows, begin, end, a.data(), a.stride);
-      kernels().gemm_int8_dynamic(input.view(), weight.shape, scale.data(), map.rows, begin, end, b.data(), b.stride);
+      Reference().gemm_int8_dynamic(input.view(), weight.shape, scale.data(), map.rows, begin, end, a.data(),
+                                    a.stride);
+      kernels().gemm_int8_dynamic(input.view(), weight.shape, scale.data(), map.rows, begin, end, b.data(),
+                                  b.stride);
       ExpectSame(a, b);
     }
   }
@@ -151,13 +157,15 @@ TEST_P(GemmTest, Int8Fixed) {
       const StaticScales scales = {bias.data(), scale.data()};
       for (const auto& [begin, end] : PanelRanges(weight.shape.num_panels())) {
         FixedOutputs a(map.num_rows, shape.num_outputs, RandomStream(1)), b = a;
-        Reference().gemm_int8_dynamic_fixed(input.view(), weight.shape, scale.data(), weights, map.rows, begin, end,
-                                            a.view());
-        kernels().gemm_int8_dynamic_fixed(input.view(), weight.shape, scale.data(), weights, map.rows, begin, end,
-                                          b.view());
+        Reference().gemm_int8_dynamic_fixed(input.view(), weight.shape, scale.data(), weights, map.rows,
+                                            begin, end, a.view());
+        kernels().gemm_int8_dynamic_fixed(input.view(), weight.shape, scale.data(), weights, map.rows, begin,
+                                          end, b.view());
         ExpectSame(a, b);
-        Reference().gemm_int8_static_fixed(input.view(), weight.shape, scales, weights, map.rows, begin, end, a.view());
-        kernels().gemm_int8_static_fixed(input.view(), weight.shape, scales, weights, map.rows, begin, end, b.view());
+        Reference().gemm_int8_static_fixed(input.view(), weight.shape, scales, weights, map.rows, begin, end,
+                                           a.view());
+        kernels().gemm_int8_static_fixed(input.view(), weight.shape, scales, weights, map.rows, begin, end,
+                                         b.view());
         ExpectSame(a, b);
       }
     }
@@ -196,7 +204,8 @@ TEST_P(GemmTest, Bf16OfAnyBits) {
     weight.Pack();
     for (int row = 0; row < 9; ++row) {
       for (int i = 0; i < k; ++i) {
-        input.data[row * input.stride + i].bits = static_cast<uint16_t>(random.Next32() & (trial % 4 < 2 ? mask : 0xffff));
+        input.data[row * input.stride + i].bits =
+            static_cast<uint16_t>(random.Next32() & (trial % 4 < 2 ? mask : 0xffff));
       }
     }
     Outputs<float> a(9, 48, 4.25f), b = a;
@@ -222,8 +231,10 @@ TEST_P(GemmTest, Bf16Fixed) {
       const std::vector<float> row_weight = NormalFloats(random, shape.num_rows);
       for (const auto& [begin, end] : PanelRanges(weight.shape.num_panels())) {
         FixedOutputs a(map.num_rows, shape.num_outputs, RandomStream(3)), b = a;
-        Reference().gemm_bf16_fixed(input.view(), weight.shape, row_weight.data(), map.rows, begin, end, a.view());
-        kernels().gemm_bf16_fixed(input.view(), weight.shape, row_weight.data(), map.rows, begin, end, b.view());
+        Reference().gemm_bf16_fixed(input.view(), weight.shape, row_weight.data(), map.rows, begin, end,
+                                    a.view());
+        kernels().gemm_bf16_fixed(input.view(), weight.shape, row_weight.data(), map.rows, begin, end,
+                                  b.view());
         ExpectSame(a, b);
       }
     }
@@ -231,12 +242,13 @@ TEST_P(GemmTest, Bf16Fixed) {
 }
 
 TEST_P(GemmTest, FixedPointRoundsTiesAndLargeTerms) {
-  // One-column products that give chosen leaf values: ties of 2^-29, values around 2^22 (where AVX2 changes its way)
-  // and around the limit.
-  const std::vector<float> values = {0x1p-29f,          0x3p-29f,    -0x1p-29f,        0x1.8p-28f, 0x1.fffffep21f,
-                                     0x1p22f,           -0x1p22f,    0x1.000002p22f,   -0x1.8p25f, 0x1.fffffep26f,
-                                     -0x1.fffffep26f,   0x1p27f,     0x1.000002p27f,   -0x1p40f,   0x1p-100f,
-                                     -0x1.234567p-3f,   0x1.abcdep5f, 0x1.777778p-29f, 0.0f,       -0.0f};
+  // One-column products that give chosen leaf values: ties of 2^-29, values around 2^22 (where AVX2 changes
+  // its way) and around the limit.
+  const std::vector<float> values = {
+      0x1p-29f,        0x3p-29f,     -0x1p-29f,       0x1.8p-28f, 0x1.fffffep21f,
+      0x1p22f,         -0x1p22f,     0x1.000002p22f,  -0x1.8p25f, 0x1.fffffep26f,
+      -0x1.fffffep26f, 0x1p27f,      0x1.000002p27f,  -0x1p40f,   0x1p-100f,
+      -0x1.234567p-3f, 0x1.abcdep5f, 0x1.777778p-29f, 0.0f,       -0.0f};
   const int n = static_cast<int>(values.size());
   PackedInt8 shape = {.num_outputs = n, .leaf_k = 1};
   Aligned<uint8_t> packed(shape.size_bytes());
@@ -247,7 +259,8 @@ TEST_P(GemmTest, FixedPointRoundsTiesAndLargeTerms) {
   const float scale = 1.0f;
   const int32_t sum = 1;
   FixedOutputs a(1, n, RandomStream(4)), b = a;
-  Reference().gemm_int8_dynamic_fixed({x, 4, &scale, &sum}, shape, values.data(), nullptr, {1}, 0, 1, a.view());
+  Reference().gemm_int8_dynamic_fixed({x, 4, &scale, &sum}, shape, values.data(), nullptr, {1}, 0, 1,
+                                      a.view());
   kernels().gemm_int8_dynamic_fixed({x, 4, &scale, &sum}, shape, values.data(), nullptr, {1}, 0, 1, b.view());
   ExpectSame(a, b);
 }
@@ -263,8 +276,10 @@ TEST_P(GemmTest, FloatChain) {
     const std::vector<float> in = NormalFloats(random, shape.num_rows * (shape.leaf_k + 1));
     for (const auto& [begin, end] : PanelRanges(weight.num_panels())) {
       Outputs<float> a(shape.num_rows, shape.num_outputs, 4.25f), b = a;
-      Reference().gemm_float(in.data(), shape.leaf_k + 1, weight, shape.num_rows, begin, end, a.data(), a.stride);
-      kernels().gemm_float(in.data(), shape.leaf_k + 1, weight, shape.num_rows, begin, end, b.data(), b.stride);
+      Reference().gemm_float(in.data(), shape.leaf_k + 1, weight, shape.num_rows, begin, end, a.data(),
+                             a.stride);
+      kernels().gemm_float(in.data(), shape.leaf_k + 1, weight, shape.num_rows, begin, end, b.data(),
+                           b.stride);
       ExpectSame(a, b);
     }
   }

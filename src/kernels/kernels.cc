@@ -1,5 +1,5 @@
-// Chooses the table of kernels by CPUID, packs weights, rounds to bf16. No arithmetic of the forward pass: that is
-// reference.cc and the instruction sets' own files.
+// Chooses the table of kernels by CPUID, packs weights, rounds to bf16. No arithmetic of the forward pass:
+// that is reference.cc and the instruction sets' own files.
 #include "kernels/kernels.h"
 
 #include <string>
@@ -12,7 +12,8 @@ namespace {
 
 constexpr Isa kAllIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
 
-// What the CPU (and the operating system, which must save the registers) lacks for `isa`; empty when it can run it.
+// What the CPU (and the operating system, which must save the registers) lacks for `isa`; empty when it can
+// run it.
 std::string Missing(Isa isa) {
   std::string missing;
   const auto need = [&](bool present, std::string_view name) {

@@ -1,5 +1,5 @@
-// What the tests of this room share: seeded inputs, weights with their packed form, outputs surrounded by canary
-// bytes. Not part of the library.
+// What the tests of this room share: seeded inputs, weights with their packed form, outputs surrounded by
+// canary bytes. Not part of the library.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -34,7 +34,9 @@ class KernelTest : public ::testing::TestWithParam<Isa> {
   void SetUp() override { SetFlushToZero(); }
   const Kernels& kernels() const { return **ForIsa(GetParam()); }
 };
-inline std::string IsaTestName(const ::testing::TestParamInfo<Isa>& info) { return std::string(IsaName(info.param)); }
+inline std::string IsaTestName(const ::testing::TestParamInfo<Isa>& info) {
+  return std::string(IsaName(info.param));
+}
 
 inline uint32_t Bits(float x) { return std::bit_cast<uint32_t>(x); }
 // Equal bits, or both NaN: the payload of a NaN is not part of the contract.
@@ -42,10 +44,12 @@ inline bool SameFloat(float a, float b) { return Bits(a) == Bits(b) || (std::isn
 inline bool SameBf16(Bf16 a, Bf16 b) { return SameFloat(ToFloat(a), ToFloat(b)); }
 
 // About normal: a sum of three uniform values, of unit size.
-inline float Normal(RandomStream& random) { return (random.Unit() + random.Unit() + random.Unit() - 1.5f) * 2.0f; }
+inline float Normal(RandomStream& random) {
+  return (random.Unit() + random.Unit() + random.Unit() - 1.5f) * 2.0f;
+}
 
-// A float of any kind: mostly ordinary, sometimes huge, tiny, denormal, zero of either sign, a tie. NaN and infinity
-// only where `non_finite`.
+// A float of any kind: mostly ordinary, sometimes huge, tiny, denormal, zero of either sign, a tie. NaN and
+// infinity only where `non_finite`.
 inline float AnyFloat(RandomStream& random, bool non_finite) {
   switch (random.Below(12)) {
     case 0: return std::bit_cast<float>(random.Below(0x007fffff) | random.Below(2) << 31);  // denormal
@@ -100,7 +104,8 @@ struct Int8Weight {
         values(size_t(num_outputs) * num_leaves * leaf_k),
         packed(shape.size_bytes()) {
     for (int8_t& value : values) {
-      value = random.Below(16) == 0 ? (random.Below(2) != 0 ? -128 : 127) : static_cast<int8_t>(random.Below(256));
+      value = random.Below(16) == 0 ? (random.Below(2) != 0 ? -128 : 127)
+                                    : static_cast<int8_t>(random.Below(256));
     }
     PackInt8(values.data(), int64_t{num_leaves} * leaf_k, shape, 0, shape.num_panels(), packed.data());
     shape.panels = packed.data();
@@ -118,7 +123,8 @@ struct Bf16Weight {
     Pack();
   }
   void Pack() {
-    PackBf16(values.data(), int64_t{shape.num_leaves} * shape.leaf_k, shape, 0, shape.num_panels(), packed.data());
+    PackBf16(values.data(), int64_t{shape.num_leaves} * shape.leaf_k, shape, 0, shape.num_panels(),
+             packed.data());
     shape.panels = packed.data();
   }
   PackedBf16 shape;

@@ -1,6 +1,7 @@
-// The meaning of every kernel: plain loops over the definitions of docs/numerics.md, one output at a time. The
-// table `scalar`, and what every other table must equal bit for bit. No vector code, no blocking. It needs FMA so
-// that a fused multiply-add is one instruction, correctly rounded and flushing like the vector units do.
+// The meaning of every kernel: plain loops over the definitions of docs/numerics.md, one output at a time.
+// The table `scalar`, and what every other table must equal bit for bit. No vector code, no blocking. It
+// needs FMA so that a fused multiply-add is one instruction, correctly rounded and flushing like the vector
+// units do.
 #include "kernels/kernels.h"
 #include "kernels/tables.h"
 #include "kernels/target.h"
@@ -181,8 +182,8 @@ int32_t DotInt8(const Int8Rows& in, int row, const PackedInt8& weight, int colum
 
 float PairChain(const Bf16Rows& in, int row, const PackedBf16& weight, int column, int leaf) {
   const Bf16* x = in.data + row * in.stride + int64_t{leaf} * weight.leaf_pad();
-  const Bf16* w = weight.panels + column / kFloatPanel * weight.panel_elements() + leaf * weight.leaf_elements() +
-                  column % kFloatPanel * 2;
+  const Bf16* w = weight.panels + column / kFloatPanel * weight.panel_elements() +
+                  leaf * weight.leaf_elements() + column % kFloatPanel * 2;
   float acc = 0;
   for (int pair = 0; pair < weight.leaf_pairs(); ++pair) {
     acc = Fma(ToFloat(x[2 * pair + 1]), ToFloat(w[pair * kFloatPanel * 2 + 1]), acc);
@@ -198,8 +199,8 @@ void AddTerm(float c, const FixedRows& out, int row, int column) {
   out.sums[row * out.stride + column] += _mm_cvtss_si64(_mm_set_ss(c * 0x1p28f));  // rounds to nearest even
 }
 
-void GemmInt8Static(const Int8Rows& in, const PackedInt8& weight, const StaticScales& scales, const RowMap& rows,
-                    int panel_begin, int panel_end, Bf16* out, int64_t out_stride) {
+void GemmInt8Static(const Int8Rows& in, const PackedInt8& weight, const StaticScales& scales,
+                    const RowMap& rows, int panel_begin, int panel_end, Bf16* out, int64_t out_stride) {
   for (int i = 0; i < rows.count; ++i) {
     for (int n = panel_begin * kInt8Panel; n < Least(panel_end * kInt8Panel, weight.num_outputs); ++n) {
       const int32_t acc = DotInt8(in, InRow(rows, i), weight, n, 0);
@@ -209,8 +210,8 @@ void GemmInt8Static(const Int8Rows& in, const PackedInt8& weight, const StaticSc
   }
 }
 
-void GemmInt8Dynamic(const Int8Rows& in, const PackedInt8& weight, const float* weight_scale, const RowMap& rows,
-                     int panel_begin, int panel_end, Bf16* out, int64_t out_stride) {
+void GemmInt8Dynamic(const Int8Rows& in, const PackedInt8& weight, const float* weight_scale,
+                     const RowMap& rows, int panel_begin, int panel_end, Bf16* out, int64_t out_stride) {
   for (int i = 0; i < rows.count; ++i) {
     const float scale = in.scales[InRow(rows, i)];
     for (int n = panel_begin * kInt8Panel; n < Least(panel_end * kInt8Panel, weight.num_outputs); ++n) {
@@ -243,15 +244,16 @@ void GemmInt8StaticFixed(const Int8Rows& in, const PackedInt8& weight, const Sta
     const float factor = row_weight != nullptr ? row_weight[i] : 1.0f;
     for (int n = panel_begin * kInt8Panel; n < Least(panel_end * kInt8Panel, weight.num_outputs); ++n) {
       for (int leaf = 0; leaf < weight.num_leaves; ++leaf) {
-        const int32_t acc = DotInt8(in, InRow(rows, i), weight, n, leaf) + (leaf == 0 ? scales.quant_bias[n] : 0);
+        const int32_t acc =
+            DotInt8(in, InRow(rows, i), weight, n, leaf) + (leaf == 0 ? scales.quant_bias[n] : 0);
         AddTerm((factor * scales.deq_scale[n]) * static_cast<float>(acc), out, OutRow(rows, i), n);
       }
     }
   }
 }
 
-void GemmBf16(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, int panel_begin, int panel_end,
-              Bf16* out, int64_t out_stride) {
+void GemmBf16(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, int panel_begin,
+              int panel_end, Bf16* out, int64_t out_stride) {
   for (int i = 0; i < rows.count; ++i) {
     for (int n = panel_begin * kFloatPanel; n < Least(panel_end * kFloatPanel, weight.num_outputs); ++n) {
       out[OutRow(rows, i) * out_stride + n] = ToBf16(PairChain(in, InRow(rows, i), weight, n, 0));
@@ -259,8 +261,8 @@ void GemmBf16(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, 
   }
 }
 
-void GemmBf16Float(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, int panel_begin, int panel_end,
-                   float* out, int64_t out_stride) {
+void GemmBf16Float(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, int panel_begin,
+                   int panel_end, float* out, int64_t out_stride) {
   for (int i = 0; i < rows.count; ++i) {
     for (int n = panel_begin * kFloatPanel; n < Least(panel_end * kFloatPanel, weight.num_outputs); ++n) {
       out[OutRow(rows, i) * out_stride + n] = PairChain(in, InRow(rows, i), weight, n, 0);
@@ -390,7 +392,7 @@ float ScalarExp(float x) { return reference::Exp(x); }
 
 float ScalarLog(float x) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
-  if (bits >= kInfinityBits) return x;  // infinity, NaN; x >= 1 otherwise
+  if (bits >= kInfinityBits) return x;                  // infinity, NaN; x >= 1 otherwise
   const uint32_t exponent = (bits - 0x3f3504f3) >> 23;  // of m in [0x1.6a09e6p-1, 2 * 0x1.6a09e6p-1)
   const float m = __builtin_bit_cast(float, bits - (exponent << 23));
   const float e = static_cast<float>(static_cast<int>(exponent));

@@ -146,8 +146,10 @@ TEST_F(ReferenceTest, ExpSumTakesMaskedLogits) {
 }
 
 TEST_F(ReferenceTest, AddFixedRoundsOnceFromSixtyFourBits) {
-  // Just above a tie of fp32 that decides a tie of bf16: through double the last bit is lost and both go down.
-  const int64_t sums[3] = {(int64_t{1} << 54) + (int64_t{1} << 46) + (int64_t{1} << 30) + 1, -(int64_t{1} << 28), 0};
+  // Just above a tie of fp32 that decides a tie of bf16: through double the last bit is lost and both go
+  // down.
+  const int64_t sums[3] = {(int64_t{1} << 54) + (int64_t{1} << 46) + (int64_t{1} << 30) + 1,
+                           -(int64_t{1} << 28), 0};
   float residual[3] = {0, 10, -0.0f};
   kernels.add_fixed(sums, 3, residual);
   EXPECT_EQ(residual[0], 0x1p26f + 0x1p19f);
@@ -167,9 +169,10 @@ TEST_F(ReferenceTest, Int8ProductsAreExact) {
   for (int32_t& value : bias) value = static_cast<int32_t>(random.Below(20000)) - 10000;
   std::vector<Bf16> fixed(num_rows * num_outputs);
   std::vector<Bf16> dynamic(num_rows * num_outputs);
-  kernels.gemm_int8_static(input.view(), weight.shape, {bias.data(), scale.data()}, {num_rows}, 0, 2, fixed.data(),
-                           num_outputs);
-  kernels.gemm_int8_dynamic(input.view(), weight.shape, scale.data(), {num_rows}, 0, 2, dynamic.data(), num_outputs);
+  kernels.gemm_int8_static(input.view(), weight.shape, {bias.data(), scale.data()}, {num_rows}, 0, 2,
+                           fixed.data(), num_outputs);
+  kernels.gemm_int8_dynamic(input.view(), weight.shape, scale.data(), {num_rows}, 0, 2, dynamic.data(),
+                            num_outputs);
   for (int row = 0; row < num_rows; ++row) {
     for (int n = 0; n < num_outputs; ++n) {
       int64_t acc = 0;
@@ -236,7 +239,9 @@ TEST_F(ReferenceTest, PairChainTakesTheOddElementFirst) {
       float acc = 0;
       for (int i = 0; i < k; i += 2) {
         const auto term = [&](int j) {
-          if (j < k) acc = std::fma(ToFloat(input.data[row * input.stride + j]), ToFloat(weight.values[n * k + j]), acc);
+          if (j < k)
+            acc =
+                std::fma(ToFloat(input.data[row * input.stride + j]), ToFloat(weight.values[n * k + j]), acc);
         };
         term(i + 1);
         term(i);
@@ -255,7 +260,8 @@ TEST_F(ReferenceTest, RowMapsGatherAndScatter) {
   kernels.gemm_bf16_float(input.view(), weight.shape, {3}, 0, 1, plain.data(), 4);
   const std::vector<int32_t> in_rows = {2, 0};
   const std::vector<int32_t> out_rows = {0, 2};
-  kernels.gemm_bf16_float(input.view(), weight.shape, {2, in_rows.data(), out_rows.data()}, 0, 1, mapped.data(), 4);
+  kernels.gemm_bf16_float(input.view(), weight.shape, {2, in_rows.data(), out_rows.data()}, 0, 1,
+                          mapped.data(), 4);
   for (int n = 0; n < 4; ++n) {
     EXPECT_EQ(mapped[n], plain[2 * 4 + n]);
     EXPECT_EQ(mapped[4 + n], -1.0f);
@@ -272,7 +278,8 @@ TEST_F(ReferenceTest, AttentionIsSoftmaxOverVisiblePositions) {
   const int num_rows = static_cast<int>(visible.size());
   const int block_size = 16;
   std::vector<int32_t> block_ids(1104 / block_size);
-  for (size_t i = 0; i < block_ids.size(); ++i) block_ids[i] = static_cast<int32_t>((i * 5) % block_ids.size());
+  for (size_t i = 0; i < block_ids.size(); ++i)
+    block_ids[i] = static_cast<int32_t>((i * 5) % block_ids.size());
   const std::vector<Bf16> cache = NormalBf16(random, 1104 * 32);
   const std::vector<Bf16> queries = NormalBf16(random, num_rows * width);
   AttentionTile tile = {.queries = {queries.data(), width},

@@ -1,21 +1,22 @@
-// The vector words of the *-inl.h files in AVX2 + FMA: 8 lanes of 32 bits. Included once, by avx2.cc, inside its
-// namespace and target region; simd_avx512.h says the same words for 16 lanes. The pair chain is simd_pairs_widened.h's.
+// The vector words of the *-inl.h files in AVX2 + FMA: 8 lanes of 32 bits. Included once, by avx2.cc, inside
+// its namespace and target region; simd_avx512.h says the same words for 16 lanes. The pair chain is
+// simd_pairs_widened.h's.
 //
-// F holds floats, I 32-bit integers, M a choice per lane. A `count` below kLanes reads zeros beyond it and writes
-// nothing there.
+// F holds floats, I 32-bit integers, M a choice per lane. A `count` below kLanes reads zeros beyond it and
+// writes nothing there.
 
 constexpr int kLanes = 8;
 using F = __m256;
 using I = __m256i;
 using M = __m256i;
 
-constexpr int kInt8Rows = 2;       // rows of an int8 register block, x 32 outputs
-constexpr int kChainRows = 4;      // rows of a bf16 or fp32 register block, x 16 outputs per panel
-constexpr int kChainPanels = 1;    // panels of that block
-constexpr int kLonePanels = 2;     // of a block of one row: four chains hide the latency
-constexpr int kScorePositions = 4; // attention scores: positions x kScoreVectors of query rows
+constexpr int kInt8Rows = 2;        // rows of an int8 register block, x 32 outputs
+constexpr int kChainRows = 4;       // rows of a bf16 or fp32 register block, x 16 outputs per panel
+constexpr int kChainPanels = 1;     // panels of that block
+constexpr int kLonePanels = 2;      // of a block of one row: four chains hide the latency
+constexpr int kScorePositions = 4;  // attention scores: positions x kScoreVectors of query rows
 constexpr int kScoreVectors = 2;
-constexpr int kValueRows = 4;      // attention output: rows x kValueVectors of the latent
+constexpr int kValueRows = 4;  // attention output: rows x kValueVectors of the latent
 constexpr int kValueVectors = 2;
 
 // ---- Integers
@@ -27,11 +28,17 @@ TESSERA_INLINE I AndI(I a, I b) { return _mm256_and_si256(a, b); }
 TESSERA_INLINE I OrI(I a, I b) { return _mm256_or_si256(a, b); }
 TESSERA_INLINE I MaxI(I a, I b) { return _mm256_max_epi32(a, b); }
 template <int kBits>
-TESSERA_INLINE I ShiftLeft(I x) { return _mm256_slli_epi32(x, kBits); }
+TESSERA_INLINE I ShiftLeft(I x) {
+  return _mm256_slli_epi32(x, kBits);
+}
 template <int kBits>
-TESSERA_INLINE I ShiftRight(I x) { return _mm256_srli_epi32(x, kBits); }
+TESSERA_INLINE I ShiftRight(I x) {
+  return _mm256_srli_epi32(x, kBits);
+}
 template <int kBits>
-TESSERA_INLINE I ShiftRightSigned(I x) { return _mm256_srai_epi32(x, kBits); }
+TESSERA_INLINE I ShiftRightSigned(I x) {
+  return _mm256_srai_epi32(x, kBits);
+}
 TESSERA_INLINE M GreaterI(I a, I b) { return _mm256_cmpgt_epi32(a, b); }
 TESSERA_INLINE I SelectI(M choose, I yes, I no) { return _mm256_blendv_epi8(no, yes, choose); }
 
@@ -39,7 +46,9 @@ TESSERA_INLINE I SelectI(M choose, I yes, I no) { return _mm256_blendv_epi8(no, 
 TESSERA_INLINE M FirstLanes(int count) {
   return GreaterI(SetI(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-TESSERA_INLINE uint32_t LaneBits(M m) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m))); }
+TESSERA_INLINE uint32_t LaneBits(M m) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m)));
+}
 
 TESSERA_INLINE I LoadI(const int32_t* at) { return _mm256_loadu_si256(reinterpret_cast<const I*>(at)); }
 TESSERA_INLINE I LoadI(const int32_t* at, int count) {
@@ -137,9 +146,9 @@ TESSERA_INLINE void StoreBf16(Bf16* at, F x, int count) {
 
 // ---- Fixed point
 
-// sums[lane] += rint(c * 2^28) for the first `count` lanes; a lane with |c| >= 2^27 or NaN adds nothing. AVX2 has
-// no conversion to int64: adding 1.5 * 2^52 in double leaves the rounded integer in the low bits, exact below 2^51;
-// larger terms are split at 2^24 first.
+// sums[lane] += rint(c * 2^28) for the first `count` lanes; a lane with |c| >= 2^27 or NaN adds nothing. AVX2
+// has no conversion to int64: adding 1.5 * 2^52 in double leaves the rounded integer in the low bits, exact
+// below 2^51; larger terms are split at 2^24 first.
 TESSERA_INLINE void AddTerms(int64_t* sums, F c, int count) {
   const I magnitude = AndI(AsI(c), SetI(0x7fffffff));
   const F terms = AsF(AndI(AsI(c), GreaterI(SetI(static_cast<int32_t>(kMaxTermBits)), magnitude)));
@@ -148,7 +157,8 @@ TESSERA_INLINE void AddTerms(int64_t* sums, F c, int count) {
   const __m256i magic_bits = _mm256_castpd_si256(magic);
   TESSERA_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const __m256d d = _mm256_cvtps_pd(half == 0 ? _mm256_castps256_ps128(terms) : _mm256_extractf128_ps(terms, 1));
+    const __m256d d =
+        _mm256_cvtps_pd(half == 0 ? _mm256_castps256_ps128(terms) : _mm256_extractf128_ps(terms, 1));
     __m256i integers;
     if (small) {
       integers = _mm256_castpd_si256(_mm256_fmadd_pd(d, _mm256_set1_pd(0x1p28), magic));
@@ -172,8 +182,22 @@ TESSERA_INLINE void AddTerms(int64_t* sums, F c, int count) {
     }
   }
 }
-// One rounding each: AVX2 converts int64 one by one.
+// One rounding each. AVX2 has no conversion from int64: below 2^51 the double is exact and rounds once to
+// fp32; larger sums, never seen in a sane model, are converted one by one.
 TESSERA_INLINE F FromFixed(const int64_t* sums, int count) {
+  if (count >= kLanes) {
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + 4));
+    const __m256i offset = _mm256_set1_epi64x(int64_t{1} << 51);
+    const __m256i outside = _mm256_or_si256(_mm256_add_epi64(low, offset), _mm256_add_epi64(high, offset));
+    if (_mm256_testz_si256(outside, _mm256_set1_epi64x(static_cast<int64_t>(0xfff0000000000000)))) {
+      const __m256d magic = _mm256_set1_pd(0x1.8p52);
+      const __m256i magic_bits = _mm256_castpd_si256(magic);
+      const __m256d d0 = _mm256_sub_pd(_mm256_castsi256_pd(_mm256_add_epi64(low, magic_bits)), magic);
+      const __m256d d1 = _mm256_sub_pd(_mm256_castsi256_pd(_mm256_add_epi64(high, magic_bits)), magic);
+      return _mm256_set_m128(_mm256_cvtpd_ps(d1), _mm256_cvtpd_ps(d0));
+    }
+  }
   float part[kLanes] = {};
   for (int i = 0; i < kLanes && i < count; ++i) part[i] = static_cast<float>(sums[i]);
   return LoadF(part);
@@ -181,11 +205,12 @@ TESSERA_INLINE F FromFixed(const int64_t* sums, int count) {
 
 // ---- int8
 
-// acc[row][vector] of kRows activation rows against one panel's leaf: sums of x * (w + 128), exact for every int8,
-// -128 too. Even and odd bytes of the weights are widened to 16 bits where they lie (0 .. 255), those of the
-// activations with their sign, so that vpmaddwd gives whole outputs per lane without a sign trick.
+// acc[row][vector] of kRows activation rows against one panel's leaf: sums of x * (w + 128), exact for every
+// int8, -128 too. Even and odd bytes of the weights are widened to 16 bits where they lie (0 .. 255), those
+// of the activations with their sign, so that vpmaddwd gives whole outputs per lane without a sign trick.
 template <int kRows>
-TESSERA_INLINE void Int8Block(const int8_t* const* x, const uint8_t* w, int quads, I (*acc)[kInt8Panel / kLanes]) {
+TESSERA_INLINE void Int8Block(const int8_t* const* x, const uint8_t* w, int quads,
+                              I (*acc)[kInt8Panel / kLanes]) {
   constexpr int kVectors = kInt8Panel / kLanes;
   I sum[kRows][kVectors];
   TESSERA_UNROLL
@@ -206,7 +231,8 @@ TESSERA_INLINE void Int8Block(const int8_t* const* x, const uint8_t* w, int quad
     }
     TESSERA_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      const I weights = _mm256_load_si256(reinterpret_cast<const I*>(w + (int64_t{quad} * kVectors + v) * 32));
+      const I weights =
+          _mm256_load_si256(reinterpret_cast<const I*>(w + (int64_t{quad} * kVectors + v) * 32));
       const I weights_even = _mm256_and_si256(weights, low_bytes);
       const I weights_odd = _mm256_srli_epi16(weights, 8);
       TESSERA_UNROLL

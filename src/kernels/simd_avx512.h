@@ -1,17 +1,17 @@
-// The vector words of the *-inl.h files in AVX-512 (F, BW, DQ, VL, VNNI): 16 lanes of 32 bits. Included once per
-// file, by avx512.cc and avx512bf16.cc, inside their namespace and target region; each adds its own pair chain
-// (simd_pairs_widened.h, simd_pairs_dot.h). The words are those of simd_avx2.h.
+// The vector words of the *-inl.h files in AVX-512 (F, BW, DQ, VL, VNNI): 16 lanes of 32 bits. Included once
+// per file, by avx512.cc and avx512bf16.cc, inside their namespace and target region; each adds its own pair
+// chain (simd_pairs_widened.h, simd_pairs_dot.h). The words are those of simd_avx2.h.
 
 constexpr int kLanes = 16;
 using F = __m512;
 using I = __m512i;
 using M = __mmask16;
 
-constexpr int kInt8Rows = 8;       // rows of an int8 register block, x 32 outputs
-constexpr int kChainRows = 8;      // rows of a bf16 or fp32 register block, x 16 outputs per panel
-constexpr int kChainPanels = 2;    // panels of that block
-constexpr int kLonePanels = 2;     // of a block of one row: more would be more streams from memory
-constexpr int kValueRows = 4;      // attention output: rows x kValueVectors of the latent
+constexpr int kInt8Rows = 8;     // rows of an int8 register block, x 32 outputs
+constexpr int kChainRows = 8;    // rows of a bf16 or fp32 register block, x 16 outputs per panel
+constexpr int kChainPanels = 2;  // panels of that block
+constexpr int kLonePanels = 2;   // of a block of one row: more would be more streams from memory
+constexpr int kValueRows = 4;    // attention output: rows x kValueVectors of the latent
 constexpr int kValueVectors = 4;
 
 // ---- Integers
@@ -23,11 +23,17 @@ TESSERA_INLINE I AndI(I a, I b) { return _mm512_and_si512(a, b); }
 TESSERA_INLINE I OrI(I a, I b) { return _mm512_or_si512(a, b); }
 TESSERA_INLINE I MaxI(I a, I b) { return _mm512_max_epi32(a, b); }
 template <int kBits>
-TESSERA_INLINE I ShiftLeft(I x) { return _mm512_slli_epi32(x, kBits); }
+TESSERA_INLINE I ShiftLeft(I x) {
+  return _mm512_slli_epi32(x, kBits);
+}
 template <int kBits>
-TESSERA_INLINE I ShiftRight(I x) { return _mm512_srli_epi32(x, kBits); }
+TESSERA_INLINE I ShiftRight(I x) {
+  return _mm512_srli_epi32(x, kBits);
+}
 template <int kBits>
-TESSERA_INLINE I ShiftRightSigned(I x) { return _mm512_srai_epi32(x, kBits); }
+TESSERA_INLINE I ShiftRightSigned(I x) {
+  return _mm512_srai_epi32(x, kBits);
+}
 TESSERA_INLINE M GreaterI(I a, I b) { return _mm512_cmpgt_epi32_mask(a, b); }
 TESSERA_INLINE I SelectI(M choose, I yes, I no) { return _mm512_mask_blend_epi32(choose, no, yes); }
 
@@ -144,11 +150,13 @@ TESSERA_INLINE F FromFixed(const int64_t* sums, int count) {
 
 // ---- int8
 
-// acc[row][vector] of kRows activation rows against one panel's leaf: sums of x * (w + 128), exact. The weights are
-// the unsigned operand, so that four activations can come as a broadcast memory operand (performance: a block of
-// 4 rows and more reaches the peak rate; one row is bound by loads, and takes two quads at a time for latency).
+// acc[row][vector] of kRows activation rows against one panel's leaf: sums of x * (w + 128), exact. The
+// weights are the unsigned operand, so that four activations can come as a broadcast memory operand
+// (performance: a block of 4 rows and more reaches the peak rate; one row is bound by loads, and takes two
+// quads at a time for latency).
 template <int kRows>
-TESSERA_INLINE void Int8Block(const int8_t* const* x, const uint8_t* w, int quads, I (*acc)[kInt8Panel / kLanes]) {
+TESSERA_INLINE void Int8Block(const int8_t* const* x, const uint8_t* w, int quads,
+                              I (*acc)[kInt8Panel / kLanes]) {
   constexpr int kVectors = kInt8Panel / kLanes;
   constexpr int kChains = kRows <= 2 ? 2 : 1;
   I sum[kRows][kVectors][kChains];

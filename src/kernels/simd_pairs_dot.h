@@ -1,5 +1,5 @@
-// One step of a pair chain by vdpbf16ps: in each lane acc = fma(even, even, fma(odd, odd, acc)), denormals flushed.
-// Included after simd_avx512.h, in a target region with avx512bf16.
+// One step of a pair chain by vdpbf16ps: in each lane acc = fma(even, even, fma(odd, odd, acc)), denormals
+// flushed. Included after simd_avx512.h, in a target region with avx512bf16.
 
 constexpr int kScorePositions = 6;  // attention scores: positions x kScoreVectors of query rows
 constexpr int kScoreVectors = 4;

@@ -1,5 +1,5 @@
-// One step of a pair chain without a bf16 dot instruction: both elements widened, two fma, the odd element first.
-// Included after simd_avx2.h or simd_avx512.h, whose words it uses.
+// One step of a pair chain without a bf16 dot instruction: both elements widened, two fma, the odd element
+// first. Included after simd_avx2.h or simd_avx512.h, whose words it uses.
 
 struct PairOp {
   using Value = Bf16;
@@ -12,7 +12,9 @@ struct PairOp {
     return {AsF(ShiftLeft<16>(pairs)), AsF(AndI(pairs, SetI(static_cast<int32_t>(0xffff0000))))};
   }
   // kLanes outputs' weight pairs.
-  static TESSERA_INLINE Weights Load(const Bf16* at) { return Widen(LoadI(reinterpret_cast<const int32_t*>(at))); }
+  static TESSERA_INLINE Weights Load(const Bf16* at) {
+    return Widen(LoadI(reinterpret_cast<const int32_t*>(at)));
+  }
   // One input pair for all lanes.
   static TESSERA_INLINE Input Broadcast(const Bf16* at) {
     int32_t pair;

@@ -11,8 +11,8 @@ extern const Kernels kAvx2Table;
 extern const Kernels kAvx512Table;
 extern const Kernels kAvx512Bf16Table;
 
-// Where Attention keeps its parts, in bytes from the start of the scratch: the same for every instruction set.
-// Rows lie in vector lanes and are padded to kAttentionRows.
+// Where Attention keeps its parts, in bytes from the start of the scratch: the same for every instruction
+// set. Rows lie in vector lanes and are padded to kAttentionRows.
 struct AttentionScratch {
   static constexpr int kValuePositions = 64;  // cache positions whose value pairs are interleaved at a time
 

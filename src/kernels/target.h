@@ -1,7 +1,7 @@
-// Compiler switches of the room: which instructions a region of a file may use, and loop unrolling. A region is
-// opened by TESSERA_TARGET_PUSH("avx2,fma") and closed by TESSERA_TARGET_POP. Files are never compiled with wider
-// -m flags: the linker could keep their copy of an inline function for a CPU that cannot run it. For the same
-// reason a region holds no std:: templates and includes no system headers.
+// Compiler switches of the room: which instructions a region of a file may use, and loop unrolling. A region
+// is opened by TESSERA_TARGET_PUSH("avx2,fma") and closed by TESSERA_TARGET_POP. Files are never compiled
+// with wider -m flags: the linker could keep their copy of an inline function for a CPU that cannot run it.
+// For the same reason a region holds no std:: templates and includes no system headers.
 #pragma once
 
 #if defined(__clang__)
