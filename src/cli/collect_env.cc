@@ -59,7 +59,7 @@ int RunCollectEnv(std::span<const std::string> arguments) {
     fmt::print("{:<26}{}\n", name, value);
   };
   line("tessera", TESSERA_VERSION);
-  line("numerics", "tessera-1");
+  line("numerics", kernels::kNumerics);
   line("compiler", __VERSION__);
   line("system", Look("/etc/os-release", "PRETTY_NAME"));
   line("kernel", Format("{} {} {}", system.sysname, system.release, system.machine));

@@ -119,6 +119,7 @@ Result<ApiOptions> MakeApiOptions(const ServeOptions& o, const Assembly& assembl
                  .model_root = o.engine.model,
                  .api_keys = o.api_key,
                  .version = TESSERA_VERSION,
+                 .numerics = std::string(kernels::kNumerics),
                  .sampling = {},
                  .eos_ids = assembly.config.eos_token_ids,
                  .max_model_len = assembly.max_model_len,

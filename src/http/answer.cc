@@ -188,7 +188,8 @@ std::string PromptLogprobsJson(const Tokenizer& tokenizer, const std::vector<Row
 }
 
 AnswerWriter::AnswerWriter(CallKind kind, std::string id, int64_t created, const std::string& model,
-                           std::string role, bool reasoning, const UsageStyle& usage_style)
+                           const std::string& fingerprint, std::string role, bool reasoning,
+                           const UsageStyle& usage_style)
     : kind_(kind),
       id_(std::move(id)),
       role_(std::move(role)),
@@ -198,6 +199,8 @@ AnswerWriter::AnswerWriter(CallKind kind, std::string id, int64_t created, const
   AppendJsonString(head_, id_);
   head_ += Format(",\"created\":{},\"model\":", created);
   AppendJsonString(head_, model);
+  head_ += ",\"system_fingerprint\":";
+  AppendJsonString(head_, fingerprint);
   head_ += ",\"object\":\"";
   const bool chat = kind == CallKind::kChat;
   chunk_prefix_ =
@@ -317,7 +320,7 @@ std::string AnswerWriter::Whole(std::string_view choices, const Usage& usage,
   std::string body = head_;
   body += ",\"choices\":[";
   body += choices;
-  body += "],\"service_tier\":null,\"system_fingerprint\":null,\"usage\":";
+  body += "],\"service_tier\":null,\"usage\":";
   AppendUsage(body, usage, usage_style_);
   if (kind_ == CallKind::kChat) {
     body += ",\"prompt_logprobs\":";

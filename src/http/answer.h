@@ -76,9 +76,10 @@ struct AnswerPiece {
 
 class AnswerWriter {
  public:
-  // `id` with its prefix. `reasoning`: thoughts are told apart, and an empty content is null.
-  AnswerWriter(CallKind kind, std::string id, int64_t created, const std::string& model, std::string role,
-               bool reasoning, const UsageStyle& usage_style);
+  // `id` with its prefix. `fingerprint`: what may change bits, for system_fingerprint. `reasoning`: thoughts are
+  // told apart, and an empty content is null.
+  AnswerWriter(CallKind kind, std::string id, int64_t created, const std::string& model,
+               const std::string& fingerprint, std::string role, bool reasoning, const UsageStyle& usage_style);
   const std::string& id() const { return id_; }
 
   // Each appends one event, "data: {...}" and a blank line.

@@ -31,7 +31,7 @@ struct ApiOptions {
   std::string model_root;                // the path as typed, for /v1/models
   std::vector<std::string> api_keys;     // empty: open
   std::string version;
-  std::string numerics = "tessera-1";
+  std::string numerics;  // name of the arithmetic: with the version it makes system_fingerprint
   DefaultSampling sampling;
   std::vector<int32_t> eos_ids;
   int max_model_len = 0;

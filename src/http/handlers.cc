@@ -76,6 +76,8 @@ void Models(Service& service, HttpRequest request, ExchangePtr exchange) {
     body +=
         Format(",\"object\":\"model\",\"created\":{},\"owned_by\":\"vllm\",\"root\":", service.start_time);
     AppendJsonString(body, service.options.model_root);
+    body += ",\"numerics\":";
+    AppendJsonString(body, service.options.numerics);
     body += Format(
         ",\"parent\":null,\"max_model_len\":{},\"permission\":[{{\"id\":\"modelperm-{:016x}\",\"object\":"
         "\"model_permission\",\"created\":{},\"allow_create_engine\":false,\"allow_sampling\":true,"

@@ -17,6 +17,9 @@
 
 namespace tessera::kernels {
 
+// The name of the arithmetic: any change of a rule that can move a bit is a new name.
+inline constexpr std::string_view kNumerics = "tessera-1";
+
 enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 std::string_view IsaName(Isa isa);  // "scalar", "avx2", "avx512", "avx512bf16"
 
