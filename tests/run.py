@@ -103,7 +103,6 @@ def sanitizer_env(preset):
     if preset not in ("asan", "tsan"):
         return {}
     return {
-        "TESSERA_SMALL": "1",
         "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
@@ -114,7 +113,7 @@ def suites(full):
     """Every suite, quickest kinds first."""
     found = []
     for preset in ("release", "asan", "tsan"):
-        env = sanitizer_env(preset) | ({"TESSERA_FULL": "1"} if full and preset == "release" else {})
+        env = sanitizer_env(preset) | ({"TESSERA_HASH": "full"} if full and preset == "release" else {})
         for name, command in unit_tests(preset):
             if preset == "tsan" and not name.startswith(TSAN_ROOMS):
                 continue
