@@ -69,10 +69,16 @@ void MetricsText(Service& service, HttpRequest request, ExchangePtr exchange) {
 
 void Models(Service& service, HttpRequest request, ExchangePtr exchange) {
   std::string body = "{\"object\":\"list\",\"data\":[";
-  for (size_t i = 0; i < service.options.model_names.size(); ++i) {
+  const auto& names = service.options.model_names;
+  for (size_t i = 0; i < names.size(); ++i) {
+    // A name may be given twice; it is one model.
+    if (std::find(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(i), names[i]) !=
+        names.begin() + static_cast<std::ptrdiff_t>(i)) {
+      continue;
+    }
     if (i > 0) body += ',';
     body += "{\"id\":";
-    AppendJsonString(body, service.options.model_names[i]);
+    AppendJsonString(body, names[i]);
     body +=
         Format(",\"object\":\"model\",\"created\":{},\"owned_by\":\"vllm\",\"root\":", service.start_time);
     AppendJsonString(body, service.options.model_root);
