@@ -1,8 +1,8 @@
 """Makes random_bf16.safetensors: logits of transformers for the seeded random checkpoint "odd" in bf16.
 
-Run by hand, once; the tests compare with the stored file and never install torch. An independent reading of the
-same checkpoint: Hugging Face's DeepseekV3ForCausalLM, weights widened to fp32, fp32 arithmetic, eager attention.
-The checkpoint itself is not stored: `tessera make-random` writes the same bytes everywhere
+Run by hand, once; the tests compare with the stored file and never install torch. An independent reading of
+the same checkpoint: Hugging Face's DeepseekV3ForCausalLM, weights widened to fp32, fp32 arithmetic, eager
+attention. The checkpoint itself is not stored: `tessera make-random` writes the same bytes everywhere
 (random_checkpoint_test.cc holds their hash).
 
     pip install torch transformers safetensors
