@@ -9,7 +9,8 @@ option(TESSERA_FUZZ "Build the libFuzzer targets (clang only)" OFF)
 add_library(tessera_flags INTERFACE)
 # Canonical numerics: a fused multiply-add happens only where the code says so.
 target_compile_options(tessera_flags INTERFACE
-  -Wall -Wextra -Werror -Wno-unused-parameter -Wno-missing-field-initializers -ffp-contract=off -fno-math-errno -fvisibility=hidden)
+  -Wall -Wextra -Werror -Wno-unused-parameter -Wno-missing-field-initializers
+  -ffp-contract=off -fno-math-errno -fvisibility=hidden)
 target_include_directories(tessera_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
 target_link_libraries(tessera_flags INTERFACE fmt::fmt Threads::Threads)
 if(TESSERA_SANITIZER)

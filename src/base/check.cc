@@ -1,3 +1,4 @@
+// The last words of a process that found a bug.
 #include "base/check.h"
 
 #include <cstdio>

@@ -11,17 +11,17 @@ namespace tessera {
 
 }  // namespace tessera
 
-#define CHECK(condition)                                                        \
-  do {                                                                          \
-    if (!(condition)) [[unlikely]]                                              \
-      ::tessera::CheckFailed(__FILE__, __LINE__, #condition);                   \
+#define CHECK(condition)                                      \
+  do {                                                        \
+    if (!(condition)) [[unlikely]]                            \
+      ::tessera::CheckFailed(__FILE__, __LINE__, #condition); \
   } while (false)
-#define CHECK_OP(a, op, b)                                                                          \
-  do {                                                                                              \
-    const auto& check_a = (a);                                                                      \
-    const auto& check_b = (b);                                                                      \
-    if (!(check_a op check_b)) [[unlikely]]                                                         \
-      ::tessera::CheckFailed(__FILE__, __LINE__,                                                    \
+#define CHECK_OP(a, op, b)                                                                              \
+  do {                                                                                                  \
+    const auto& check_a = (a);                                                                          \
+    const auto& check_b = (b);                                                                          \
+    if (!(check_a op check_b)) [[unlikely]]                                                             \
+      ::tessera::CheckFailed(__FILE__, __LINE__,                                                        \
                              ::fmt::format("{} {} {} ({} against {})", #a, #op, #b, check_a, check_b)); \
   } while (false)
 #define CHECK_EQ(a, b) CHECK_OP(a, ==, b)

@@ -18,7 +18,8 @@ class Clock {
 class SteadyClock : public Clock {
  public:
   TimeNs Now() const override {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+               std::chrono::steady_clock::now().time_since_epoch())
         .count();
   }
 };
@@ -33,6 +34,8 @@ class VirtualClock : public Clock {
   TimeNs now_ = 0;
 };
 
-inline double Seconds(TimeNs ns) { return static_cast<double>(ns) * 1e-9; }
+inline double Seconds(TimeNs ns) {
+  return static_cast<double>(ns) * 1e-9;
+}
 
 }  // namespace tessera

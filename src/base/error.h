@@ -49,11 +49,11 @@ std::unexpected<Error> Invalid(fmt::format_string<Args...> pattern, Args&&... ar
 // ASSIGN_OR_RETURN(auto x, F()): x is F()'s value, or the enclosing function returns F()'s error.
 #define ASSIGN_OR_RETURN(declaration, expression) \
   ASSIGN_OR_RETURN_INNER(TESSERA_CONCAT(result_, __LINE__), declaration, expression)
-#define ASSIGN_OR_RETURN_INNER(result, declaration, expression) \
-  auto result = (expression);                                   \
+#define ASSIGN_OR_RETURN_INNER(result, declaration, expression)   \
+  auto result = (expression);                                     \
   if (!result) return std::unexpected(std::move(result).error()); \
   declaration = std::move(*result)
-#define RETURN_IF_ERROR(expression)                                                     \
-  do {                                                                                  \
+#define RETURN_IF_ERROR(expression)                                                             \
+  do {                                                                                          \
     if (auto status = (expression); !status) return std::unexpected(std::move(status).error()); \
   } while (false)

@@ -1,3 +1,4 @@
+// Plain POSIX files; every failure names the path.
 #include "base/file.h"
 
 #include <dirent.h>
@@ -15,9 +16,11 @@ Result<RandomAccessFile> RandomAccessFile::Open(const std::string& path) {
   RandomAccessFile file;
   file.path_ = path;
   file.descriptor_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file.descriptor_ < 0) return Fail(ErrorKind::kNotFound, "cannot open {}: {}", path, std::strerror(errno));
+  if (file.descriptor_ < 0)
+    return Fail(ErrorKind::kNotFound, "cannot open {}: {}", path, std::strerror(errno));
   struct stat status;
-  if (fstat(file.descriptor_, &status) != 0 || !S_ISREG(status.st_mode)) return Invalid("{} is not a regular file", path);
+  if (fstat(file.descriptor_, &status) != 0 || !S_ISREG(status.st_mode))
+    return Invalid("{} is not a regular file", path);
   file.size_ = static_cast<uint64_t>(status.st_size);
   return file;
 }
@@ -29,7 +32,8 @@ RandomAccessFile::~RandomAccessFile() {
 Status RandomAccessFile::Read(uint64_t offset, std::span<std::byte> target) const {
   size_t done = 0;
   while (done < target.size()) {
-    const ssize_t got = pread(descriptor_, target.data() + done, target.size() - done, static_cast<off_t>(offset + done));
+    const ssize_t got =
+        pread(descriptor_, target.data() + done, target.size() - done, static_cast<off_t>(offset + done));
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) {
       return Invalid("{}: cannot read bytes {} to {}: {}", path_, offset, offset + target.size(),
@@ -66,7 +70,8 @@ bool FileExists(const std::string& path) {
 
 Result<std::vector<std::string>> ListFiles(const std::string& folder) {
   DIR* stream = opendir(folder.c_str());
-  if (stream == nullptr) return Fail(ErrorKind::kNotFound, "cannot open folder {}: {}", folder, std::strerror(errno));
+  if (stream == nullptr)
+    return Fail(ErrorKind::kNotFound, "cannot open folder {}: {}", folder, std::strerror(errno));
   std::vector<std::string> names;
   while (const dirent* entry = readdir(stream)) {
     struct stat status;

@@ -24,7 +24,9 @@ class RandomAccessFile {
  public:
   static Result<RandomAccessFile> Open(const std::string& path);
   RandomAccessFile(RandomAccessFile&& other) noexcept
-      : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)), size_(other.size_) {}
+      : path_(std::move(other.path_)),
+        descriptor_(std::exchange(other.descriptor_, -1)),
+        size_(other.size_) {}
   RandomAccessFile& operator=(RandomAccessFile&& other) noexcept {
     std::swap(path_, other.path_);
     std::swap(descriptor_, other.descriptor_);

@@ -1,6 +1,6 @@
-// JSON of requests, answers and model files: a strict reader into a small value type, and writers that append text.
-// Not a general JSON library: values are read-only after parsing, answers are written as text without a tree.
-// nlohmann::json stays in json.cc.
+// JSON of requests, answers and model files: a strict reader into a small value type, and writers that append
+// text. Not a general JSON library: values are read-only after parsing, answers are written as text without a
+// tree. nlohmann::json stays in json.cc.
 #pragma once
 
 #include <cstdint>

@@ -1,3 +1,4 @@
+// Anonymous mappings, and the limits that the kernel and its cgroups set.
 #include "base/memory.h"
 
 #include <sys/mman.h>
@@ -15,7 +16,9 @@ namespace {
 
 constexpr size_t kAlignBytes = 64;
 
-size_t RoundUp(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+size_t RoundUp(size_t n, size_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
 
 // "max" and missing files mean no limit.
 std::optional<uint64_t> ReadNumber(const std::string& path) {
@@ -72,7 +75,8 @@ Result<Arena> Arena::Allocate(size_t size_bytes) {
   if (size_bytes == 0) return arena;
   const size_t huge = size_t{2} << 20;
   const size_t size = RoundUp(size_bytes, size_bytes >= huge ? huge : 4096);
-  void* base = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* base =
+      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) {
     return Fail(ErrorKind::kExhausted, "cannot reserve {} bytes of memory: the system refused", size);
   }
@@ -93,11 +97,14 @@ std::byte* Arena::Take(size_t size_bytes) {
   return base_ + at;
 }
 
-uint64_t MemoryLimitBytes() { return std::min(MeminfoBytes("MemTotal:"), TightestCgroup().limit); }
+uint64_t MemoryLimitBytes() {
+  return std::min(MeminfoBytes("MemTotal:"), TightestCgroup().limit);
+}
 
 uint64_t MemoryAvailableBytes() {
   const CgroupMemory cgroup = TightestCgroup();
-  const uint64_t headroom = cgroup.limit == UINT64_MAX ? UINT64_MAX : cgroup.limit - std::min(cgroup.limit, cgroup.used);
+  const uint64_t headroom =
+      cgroup.limit == UINT64_MAX ? UINT64_MAX : cgroup.limit - std::min(cgroup.limit, cgroup.used);
   return std::min(MeminfoBytes("MemAvailable:"), headroom);
 }
 

@@ -16,7 +16,10 @@ class Arena {
   Arena() = default;
   // kExhausted with the size when the system refuses. `size` may be 0.
   static Result<Arena> Allocate(size_t size_bytes);
-  Arena(Arena&& other) noexcept : base_(std::exchange(other.base_, nullptr)), size_(std::exchange(other.size_, 0)), taken_(std::exchange(other.taken_, 0)) {}
+  Arena(Arena&& other) noexcept
+      : base_(std::exchange(other.base_, nullptr)),
+        size_(std::exchange(other.size_, 0)),
+        taken_(std::exchange(other.taken_, 0)) {}
   Arena& operator=(Arena&& other) noexcept {
     std::swap(base_, other.base_);
     std::swap(size_, other.size_);

@@ -28,7 +28,8 @@ class BoundedQueue {
     return true;
   }
 
-  // All that is there, oldest first. Waits up to `timeout` for the first; empty after the limit or when closed.
+  // All that is there, oldest first. Waits up to `timeout` for the first; empty after the limit or when
+  // closed.
   std::vector<T> PopAll(std::chrono::nanoseconds timeout) {
     std::unique_lock lock(mutex_);
     if (items_.empty() && timeout.count() > 0) {

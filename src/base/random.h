@@ -24,7 +24,9 @@ constexpr PhiloxCounter Philox4x32(uint64_t key, PhiloxCounter counter) {
 }
 
 // 24 random bits as a float in [0, 1).
-constexpr float UnitFloat(uint32_t word) { return static_cast<float>(word >> 8) * 0x1p-24f; }
+constexpr float UnitFloat(uint32_t word) {
+  return static_cast<float>(word >> 8) * 0x1p-24f;
+}
 
 // A small sequential generator for tests and simulations: values of one stream, in order.
 class RandomStream {

@@ -1,3 +1,4 @@
+// The bridge onto OpenSSL's libcrypto.
 #include "base/sha256.h"
 
 #include <openssl/crypto.h>
@@ -13,8 +14,12 @@ Sha256 HashSha256(std::span<const std::byte> bytes) {
   return digest;
 }
 
-std::string Hex(std::span<const uint8_t> bytes) { return Format("{:02x}", fmt::join(bytes, "")); }
+std::string Hex(std::span<const uint8_t> bytes) {
+  return Format("{:02x}", fmt::join(bytes, ""));
+}
 
-bool EqualConstantTime(const Sha256& a, const Sha256& b) { return CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0; }
+bool EqualConstantTime(const Sha256& a, const Sha256& b) {
+  return CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
+}
 
 }  // namespace tessera

@@ -1,3 +1,4 @@
+// The pool: workers take tasks from one counter; spinning is brief, because ranks may share cores.
 #include "base/threads.h"
 
 #include <immintrin.h>
@@ -49,14 +50,17 @@ double CgroupCpus() {
 int AvailableCores() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
-                                                          : static_cast<int>(std::thread::hardware_concurrency());
+  int cores = sched_getaffinity(0, sizeof set, &set) == 0
+                  ? CPU_COUNT(&set)
+                  : static_cast<int>(std::thread::hardware_concurrency());
   const double quota = CgroupCpus();
   if (quota > 0) cores = std::min(cores, static_cast<int>(std::ceil(quota)));
   return std::max(cores, 1);
 }
 
-void SetFlushToZero() { _mm_setcsr(_mm_getcsr() | 0x8040); }
+void SetFlushToZero() {
+  _mm_setcsr(_mm_getcsr() | 0x8040);
+}
 
 ThreadPool::ThreadPool(int num_threads) {
   CHECK_GE(num_threads, 1);

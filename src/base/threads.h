@@ -12,11 +12,12 @@ namespace tessera {
 // Cores this process may use: its affinity mask, capped by the cgroup's CPU quota (rounded up). At least 1.
 int AvailableCores();
 
-// Flush-to-zero and denormals-are-zero for the calling thread (numerics.md, rule 1). Every thread that computes.
+// Flush-to-zero and denormals-are-zero for the calling thread (numerics.md, rule 1). Every thread that
+// computes.
 void SetFlushToZero();
 
-// `num_threads` - 1 workers plus the calling thread. One owner thread calls ParallelFor; it sets flush-to-zero on
-// that thread too. Workers spin briefly between loops, then sleep on a futex.
+// `num_threads` - 1 workers plus the calling thread. One owner thread calls ParallelFor; it sets
+// flush-to-zero on that thread too. Workers spin briefly between loops, then sleep on a futex.
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);
@@ -26,11 +27,13 @@ class ThreadPool {
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(task, thread) for task = 0 .. num_tasks - 1, each once, in any order, thread in [0, num_threads).
-  // Returns when all are done. `body` must not call ParallelFor.
+  // Calls body(task, thread) for task = 0 .. num_tasks - 1, each once, in any order, thread in [0,
+  // num_threads). Returns when all are done. `body` must not call ParallelFor.
   template <typename Body>
   void ParallelFor(int num_tasks, const Body& body) {
-    Run(num_tasks, [](const void* context, int task, int thread) { (*static_cast<const Body*>(context))(task, thread); },
+    Run(
+        num_tasks,
+        [](const void* context, int task, int thread) { (*static_cast<const Body*>(context))(task, thread); },
         &body);
   }
 
@@ -41,7 +44,7 @@ class ThreadPool {
   void TakeTasks(int thread);
 
   std::vector<std::thread> workers_;
-  Function function_ = nullptr;     // written by the owner before round_ moves
+  Function function_ = nullptr;  // written by the owner before round_ moves
   const void* context_ = nullptr;
   int num_tasks_ = 0;
   bool stop_ = false;

@@ -1,3 +1,4 @@
+// A step of one group, handed to the only rank.
 #include "cluster/local_executor.h"
 
 #include "base/check.h"

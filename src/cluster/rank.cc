@@ -1,3 +1,4 @@
+// One step on one rank: forward pass, then logits in pieces, then the draws, each on its own thread.
 #include "cluster/rank.h"
 
 #include <algorithm>
@@ -59,8 +60,8 @@ GroupOutput Rank::Run(const GroupStep& step) {
     model_.Logits(first, count, logits_.data());
     threads_.ParallelFor(count, [&](int i, int thread) {
       const int row = first + i;
-      finite[row] = samplers_[thread].Sample(step, step.rows[row], std::span(logits_).subspan(i * vocab, vocab),
-                                             output.rows[row]);
+      finite[row] = samplers_[thread].Sample(step, step.rows[row],
+                                             std::span(logits_).subspan(i * vocab, vocab), output.rows[row]);
     });
   }
 

@@ -25,7 +25,8 @@ struct RankOptions {
 
 class Rank {
  public:
-  // `config`, `weights`, `kernels` and `threads` outlive the rank. kExhausted when the cache cannot be reserved.
+  // `config`, `weights`, `kernels` and `threads` outlive the rank. kExhausted when the cache cannot be
+  // reserved.
   static Result<std::unique_ptr<Rank>> Create(const ModelConfig& config, const Weights& weights,
                                               const RankOptions& options, const kernels::Kernels& kernels,
                                               ThreadPool& threads);

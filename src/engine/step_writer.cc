@@ -1,3 +1,4 @@
+// Turns a sequence into its slice of a step.
 #include "engine/step_writer.h"
 
 #include <algorithm>

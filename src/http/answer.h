@@ -76,10 +76,11 @@ struct AnswerPiece {
 
 class AnswerWriter {
  public:
-  // `id` with its prefix. `fingerprint`: what may change bits, for system_fingerprint. `reasoning`: thoughts are
-  // told apart, and an empty content is null.
+  // `id` with its prefix. `fingerprint`: what may change bits, for system_fingerprint. `reasoning`: thoughts
+  // are told apart, and an empty content is null.
   AnswerWriter(CallKind kind, std::string id, int64_t created, const std::string& model,
-               const std::string& fingerprint, std::string role, bool reasoning, const UsageStyle& usage_style);
+               const std::string& fingerprint, std::string role, bool reasoning,
+               const UsageStyle& usage_style);
   const std::string& id() const { return id_; }
 
   // Each appends one event, "data: {...}" and a blank line.

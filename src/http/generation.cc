@@ -140,8 +140,8 @@ void Generation::Submit() {
                          .reasoning_details = reasoning_on()};
   writer_.emplace(kind_, (chat ? "chatcmpl-" : "cmpl-") + id_, static_cast<int64_t>(std::time(nullptr)),
                   options.model_names.empty() ? std::string() : options.model_names.front(),
-                  Format("tessera-{}-{}", options.version, options.numerics), options.response_role, reasoning_on(),
-                  usage);
+                  Format("tessera-{}-{}", options.version, options.numerics), options.response_role,
+                  reasoning_on(), usage);
   // What a client chose may be in use twice; what the engine sees may not.
   const uint64_t number = ++service_.num_requests;
   int64_t num_tokens = 0;

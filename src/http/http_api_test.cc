@@ -177,9 +177,10 @@ TEST(HttpApiTest, StopTokenAndEosHaveNoText) {
 TEST(HttpApiTest, EchoWithLogprobs) {
   ScriptedWorld world;
   world.executor().SetScript(1, {300});
-  const WireResponse answer = world.Post(
-      "/v1/completions",
-      R"({"prompt":[0,301,302],"max_tokens":1,"seed":1,"echo":true,"logprobs":1,"return_tokens_as_token_ids":true})");
+  const WireResponse answer =
+      world.Post("/v1/completions",
+                 R"({"prompt":[0,301,302],"max_tokens":1,"seed":1,"echo":true,"logprobs":1,
+          "return_tokens_as_token_ids":true})");
   ASSERT_EQ(answer.status, 200) << answer.body;
   EXPECT_EQ(At(answer.body, {"choices", "0", "logprobs", "tokens"}),
             R"(["token_id:0","token_id:301","token_id:302","token_id:300"])");
@@ -206,9 +207,10 @@ TEST(HttpApiTest, EchoWithLogprobs) {
 TEST(HttpApiTest, ChatLogprobsHoldBytes) {
   ScriptedWorld world;
   world.executor().SetScript(1, world.Ids("a"));
-  const WireResponse answer = world.Post(
-      "/v1/chat/completions",
-      R"({"messages":[{"role":"user","content":"x"}],"max_tokens":1,"seed":1,"logprobs":true,"top_logprobs":2})");
+  const WireResponse answer =
+      world.Post("/v1/chat/completions",
+                 R"({"messages":[{"role":"user","content":"x"}],"max_tokens":1,"seed":1,"logprobs":true,
+          "top_logprobs":2})");
   ASSERT_EQ(answer.status, 200) << answer.body;
   const auto entry = [&](std::string_view key) {
     return At(answer.body, {"choices", "0", "logprobs", "content", "0", key});

@@ -79,7 +79,8 @@ TEST(OpenAiTest, ReadsEverySamplingField) {
   const auto call =
       Completion(
           R"("model":"alias","temperature":1.5,"top_p":0.5,"top_k":7,"min_p":0.1,"repetition_penalty":1.1,
-      "frequency_penalty":-1,"presence_penalty":2,"seed":-5,"n":3,"max_tokens":9,"min_tokens":2,"ignore_eos":true,
+      "frequency_penalty":-1,"presence_penalty":2,"seed":-5,"n":3,"max_tokens":9,"min_tokens":2,
+      "ignore_eos":true,
       "stop":["a","b"],"stop_token_ids":[4,5.0],"logit_bias":{"7":200,"3":-1.5},"allowed_token_ids":[1,2],
       "bad_words":["w"],"logprobs":5,"stream":true,"stream_options":{"include_usage":true,
       "continuous_usage_stats":true},"include_stop_str_in_output":true,"skip_special_tokens":false,

@@ -129,6 +129,18 @@ TEST(HttpServerTest, AClientThatLeavesIsNoticedWhileItWaits) {
   EXPECT_TRUE(echo.server().WaitUntilIdle(std::chrono::seconds(20)));
 }
 
+TEST(HttpServerTest, AClientMayFinishSendingBeforeItHasReadTheAnswer) {
+  EchoServer echo;
+  Wire wire(echo.port(), 4096);
+  const std::string body(1000000, 'x');
+  wire.Send(Format("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n{}", body.size(), body));
+  ASSERT_TRUE(wire.ReadUntil("\r\n\r\n"));  // the answer is complete; most of it is not sent
+  wire.FinishSending();
+  const auto answer = wire.Read();
+  EXPECT_TRUE(answer.complete);
+  EXPECT_EQ(answer.body.size(), body.size());
+}
+
 TEST(HttpServerTest, BodiesInAllAreBounded) {
   EchoServer echo;
   std::vector<std::unique_ptr<Wire>> wires;

@@ -9,9 +9,9 @@
 #include <string_view>
 #include <vector>
 
+#include "base/json.h"
 #include "engine/request.h"
 #include "http/api.h"
-#include "base/json.h"
 
 namespace tessera {
 

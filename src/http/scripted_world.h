@@ -124,6 +124,7 @@ class Wire {
     if (socket_ >= 0) ::close(std::exchange(socket_, -1));
   }
   bool connected() const { return connected_; }
+  void FinishSending() { ::shutdown(socket_, SHUT_WR); }
   void Send(std::string_view bytes) {
     while (!bytes.empty()) {
       const ssize_t sent = ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL);

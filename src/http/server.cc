@@ -290,6 +290,10 @@ void Connection::OnReadable(error_code error) {
   if (error) return Close();
   const size_t size = socket_.read_some(asio::buffer(server_->scratch), error);
   if (error == asio::error::would_block) return WaitReadable();
+  if (error == asio::error::eof && !exchange_ && unsent_bytes() > 0) {
+    close_when_drained_ = true;  // it has asked all it wanted, and still reads the answer
+    return;
+  }
   if (error) return Close();  // the client left, or ended its side: nobody waits for an answer
   if (phase_ == Phase::kLingering || close_when_drained_) return WaitReadable();
   reader_.Append({server_->scratch.data(), size});

@@ -2,7 +2,9 @@
 // after its simd_*.h, inside its namespace and target region. The meaning of each function is in
 // reference.cc.
 
-TESSERA_INLINE int LanesLeft(int n, int i) { return n - i < kLanes ? n - i : kLanes; }
+TESSERA_INLINE int LanesLeft(int n, int i) {
+  return n - i < kLanes ? n - i : kLanes;
+}
 
 TESSERA_INLINE F Exp(F x) {
   const F n = Rint(Mul(x, SetF(0x1.715476p+0f)));
@@ -24,7 +26,9 @@ TESSERA_INLINE F Exp(F x) {
   return SelectF(LessF(SetF(88.72f), x), AsF(SetI(kInfinityBits)), result);
 }
 
-TESSERA_INLINE F Negate(F x) { return AsF(AddI(AsI(x), SetI(static_cast<int32_t>(0x80000000)))); }
+TESSERA_INLINE F Negate(F x) {
+  return AsF(AddI(AsI(x), SetI(static_cast<int32_t>(0x80000000))));
+}
 
 // The 64 lanes of a sum that stays on one rank.
 struct SumLanes {

@@ -36,10 +36,14 @@ std::string Missing(Isa isa) {
 
 const Kernels& TableOf(Isa isa) {
   switch (isa) {
-    case Isa::kScalar: return kScalarTable;
-    case Isa::kAvx2: return kAvx2Table;
-    case Isa::kAvx512: return kAvx512Table;
-    case Isa::kAvx512Bf16: return kAvx512Bf16Table;
+    case Isa::kScalar:
+      return kScalarTable;
+    case Isa::kAvx2:
+      return kAvx2Table;
+    case Isa::kAvx512:
+      return kAvx512Table;
+    case Isa::kAvx512Bf16:
+      return kAvx512Bf16Table;
   }
   CHECK(false);
 }
@@ -53,10 +57,14 @@ void CheckPanels(int panel_begin, int panel_end, int num_panels) {
 
 std::string_view IsaName(Isa isa) {
   switch (isa) {
-    case Isa::kScalar: return "scalar";
-    case Isa::kAvx2: return "avx2";
-    case Isa::kAvx512: return "avx512";
-    case Isa::kAvx512Bf16: return "avx512bf16";
+    case Isa::kScalar:
+      return "scalar";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512bf16";
   }
   CHECK(false);
 }
@@ -121,7 +129,9 @@ void PackFloat(const float* weight, int64_t stride, const PackedFloat& shape, fl
   }
 }
 
-int64_t AttentionScratchBytes(int latent, int rope) { return AttentionScratch(latent, rope).size_bytes(); }
+int64_t AttentionScratchBytes(int latent, int rope) {
+  return AttentionScratch(latent, rope).size_bytes();
+}
 
 Result<const Kernels*> ForIsa(Isa isa) {
   if (const std::string missing = Missing(isa); !missing.empty()) {

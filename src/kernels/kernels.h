@@ -26,7 +26,9 @@ std::string_view IsaName(Isa isa);  // "scalar", "avx2", "avx512", "avx512bf16"
 struct Bf16 {
   uint16_t bits = 0;
 };
-inline float ToFloat(Bf16 x) { return __builtin_bit_cast(float, uint32_t{x.bits} << 16); }
+inline float ToFloat(Bf16 x) {
+  return __builtin_bit_cast(float, uint32_t{x.bits} << 16);
+}
 Bf16 ToBf16(float x);  // round to nearest even; NaN stays NaN. Denormals flush to signed zero.
 
 // ---- Packed weights: views, they own nothing. A weight is [num_outputs][K]; K is cut into num_leaves leaves

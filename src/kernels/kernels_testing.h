@@ -26,7 +26,9 @@ inline std::vector<Isa> VectorIsas() {
   }
   return isas;
 }
-inline const Kernels& Reference() { return **ForIsa(Isa::kScalar); }
+inline const Kernels& Reference() {
+  return **ForIsa(Isa::kScalar);
+}
 
 // A test of one instruction set; its thread flushes denormals, as every caller of a kernel does.
 class KernelTest : public ::testing::TestWithParam<Isa> {
@@ -38,10 +40,16 @@ inline std::string IsaTestName(const ::testing::TestParamInfo<Isa>& info) {
   return std::string(IsaName(info.param));
 }
 
-inline uint32_t Bits(float x) { return std::bit_cast<uint32_t>(x); }
+inline uint32_t Bits(float x) {
+  return std::bit_cast<uint32_t>(x);
+}
 // Equal bits, or both NaN: the payload of a NaN is not part of the contract.
-inline bool SameFloat(float a, float b) { return Bits(a) == Bits(b) || (std::isnan(a) && std::isnan(b)); }
-inline bool SameBf16(Bf16 a, Bf16 b) { return SameFloat(ToFloat(a), ToFloat(b)); }
+inline bool SameFloat(float a, float b) {
+  return Bits(a) == Bits(b) || (std::isnan(a) && std::isnan(b));
+}
+inline bool SameBf16(Bf16 a, Bf16 b) {
+  return SameFloat(ToFloat(a), ToFloat(b));
+}
 
 // About normal: a sum of three uniform values, of unit size.
 inline float Normal(RandomStream& random) {
@@ -52,19 +60,26 @@ inline float Normal(RandomStream& random) {
 // infinity only where `non_finite`.
 inline float AnyFloat(RandomStream& random, bool non_finite) {
   switch (random.Below(12)) {
-    case 0: return std::bit_cast<float>(random.Below(0x007fffff) | random.Below(2) << 31);  // denormal
-    case 1: return random.Below(2) != 0 ? -0.0f : 0.0f;
-    case 2: return std::bit_cast<float>(random.Next32() & 0xbfffffff);  // tiny
-    case 3: return Normal(random) * 1e30f;
-    case 4: return static_cast<float>(static_cast<int>(random.Below(256)) - 128) + 0.5f;
-    case 5: return std::bit_cast<float>((Bits(Normal(random)) & 0xffff0000) | 0x8000);  // a bf16 tie
+    case 0:
+      return std::bit_cast<float>(random.Below(0x007fffff) | random.Below(2) << 31);  // denormal
+    case 1:
+      return random.Below(2) != 0 ? -0.0f : 0.0f;
+    case 2:
+      return std::bit_cast<float>(random.Next32() & 0xbfffffff);  // tiny
+    case 3:
+      return Normal(random) * 1e30f;
+    case 4:
+      return static_cast<float>(static_cast<int>(random.Below(256)) - 128) + 0.5f;
+    case 5:
+      return std::bit_cast<float>((Bits(Normal(random)) & 0xffff0000) | 0x8000);  // a bf16 tie
     case 6:
       if (non_finite) return std::bit_cast<float>(0x7f800000u | random.Below(2) << 31);
       return Normal(random);
     case 7:
       if (non_finite) return std::bit_cast<float>(0x7fc00000u);
       return Normal(random);
-    default: return Normal(random);
+    default:
+      return Normal(random);
   }
 }
 

@@ -14,11 +14,21 @@ namespace {
 
 constexpr int kLanes = 64;  // of sums that stay on one rank
 
-float Fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-uint32_t Bits(float x) { return __builtin_bit_cast(uint32_t, x); }
-float FromBits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
-uint32_t MagnitudeBits(float x) { return Bits(x) & 0x7fffffff; }
-bool IsFinite(float x) { return MagnitudeBits(x) < kInfinityBits; }
+float Fma(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
+uint32_t Bits(float x) {
+  return __builtin_bit_cast(uint32_t, x);
+}
+float FromBits(uint32_t bits) {
+  return __builtin_bit_cast(float, bits);
+}
+uint32_t MagnitudeBits(float x) {
+  return Bits(x) & 0x7fffffff;
+}
+bool IsFinite(float x) {
+  return MagnitudeBits(x) < kInfinityBits;
+}
 // NaN gives `low`.
 float Clamp(float x, float low, float high) {
   const float raised = x > low ? x : low;
@@ -33,7 +43,9 @@ float FoldLanes(float* lanes) {
   return lanes[0];
 }
 
-float PowerOfTwo(int exponent) { return FromBits(static_cast<uint32_t>(exponent + 127) << 23); }
+float PowerOfTwo(int exponent) {
+  return FromBits(static_cast<uint32_t>(exponent + 127) << 23);
+}
 
 float Exp(float x) {
   if (x > 88.72f) return FromBits(kInfinityBits);
@@ -54,7 +66,9 @@ float Exp(float x) {
   return (p * PowerOfTwo(half)) * PowerOfTwo(exponent - half);
 }
 
-float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
+float Sigmoid(float x) {
+  return 1.0f / (1.0f + Exp(-x));
+}
 
 // ---- Rows
 
@@ -166,9 +180,15 @@ float ExpSum(const float* x, int n, float shift, float* out) {
 
 // ---- Matrix products
 
-int InRow(const RowMap& rows, int i) { return rows.in_rows != nullptr ? rows.in_rows[i] : i; }
-int OutRow(const RowMap& rows, int i) { return rows.out_rows != nullptr ? rows.out_rows[i] : i; }
-int Least(int a, int b) { return a < b ? a : b; }
+int InRow(const RowMap& rows, int i) {
+  return rows.in_rows != nullptr ? rows.in_rows[i] : i;
+}
+int OutRow(const RowMap& rows, int i) {
+  return rows.out_rows != nullptr ? rows.out_rows[i] : i;
+}
+int Least(int a, int b) {
+  return a < b ? a : b;
+}
 
 // Sum of activation x weight over one leaf.
 int32_t DotInt8(const Int8Rows& in, int row, const PackedInt8& weight, int column, int leaf) {
@@ -388,7 +408,9 @@ bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_
 }  // namespace
 }  // namespace reference
 
-float ScalarExp(float x) { return reference::Exp(x); }
+float ScalarExp(float x) {
+  return reference::Exp(x);
+}
 
 float ScalarLog(float x) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);

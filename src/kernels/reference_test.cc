@@ -15,7 +15,9 @@ class ReferenceTest : public ::testing::Test {
   const Kernels& kernels = Reference();
 };
 
-float ExpOf(const Kernels& kernels, float x) { return kernels.exp_sum(&x, 1, 0.0f, nullptr); }
+float ExpOf(const Kernels& kernels, float x) {
+  return kernels.exp_sum(&x, 1, 0.0f, nullptr);
+}
 
 TEST_F(ReferenceTest, ExpIsWithinNineTenthsOfAnUlp) {
   RandomStream random(3);

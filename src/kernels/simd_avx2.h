@@ -21,12 +21,24 @@ constexpr int kValueVectors = 2;
 
 // ---- Integers
 
-TESSERA_INLINE I SetI(int32_t x) { return _mm256_set1_epi32(x); }
-TESSERA_INLINE I AddI(I a, I b) { return _mm256_add_epi32(a, b); }
-TESSERA_INLINE I SubI(I a, I b) { return _mm256_sub_epi32(a, b); }
-TESSERA_INLINE I AndI(I a, I b) { return _mm256_and_si256(a, b); }
-TESSERA_INLINE I OrI(I a, I b) { return _mm256_or_si256(a, b); }
-TESSERA_INLINE I MaxI(I a, I b) { return _mm256_max_epi32(a, b); }
+TESSERA_INLINE I SetI(int32_t x) {
+  return _mm256_set1_epi32(x);
+}
+TESSERA_INLINE I AddI(I a, I b) {
+  return _mm256_add_epi32(a, b);
+}
+TESSERA_INLINE I SubI(I a, I b) {
+  return _mm256_sub_epi32(a, b);
+}
+TESSERA_INLINE I AndI(I a, I b) {
+  return _mm256_and_si256(a, b);
+}
+TESSERA_INLINE I OrI(I a, I b) {
+  return _mm256_or_si256(a, b);
+}
+TESSERA_INLINE I MaxI(I a, I b) {
+  return _mm256_max_epi32(a, b);
+}
 template <int kBits>
 TESSERA_INLINE I ShiftLeft(I x) {
   return _mm256_slli_epi32(x, kBits);
@@ -39,8 +51,12 @@ template <int kBits>
 TESSERA_INLINE I ShiftRightSigned(I x) {
   return _mm256_srai_epi32(x, kBits);
 }
-TESSERA_INLINE M GreaterI(I a, I b) { return _mm256_cmpgt_epi32(a, b); }
-TESSERA_INLINE I SelectI(M choose, I yes, I no) { return _mm256_blendv_epi8(no, yes, choose); }
+TESSERA_INLINE M GreaterI(I a, I b) {
+  return _mm256_cmpgt_epi32(a, b);
+}
+TESSERA_INLINE I SelectI(M choose, I yes, I no) {
+  return _mm256_blendv_epi8(no, yes, choose);
+}
 
 // The first `count` lanes.
 TESSERA_INLINE M FirstLanes(int count) {
@@ -50,11 +66,15 @@ TESSERA_INLINE uint32_t LaneBits(M m) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m)));
 }
 
-TESSERA_INLINE I LoadI(const int32_t* at) { return _mm256_loadu_si256(reinterpret_cast<const I*>(at)); }
+TESSERA_INLINE I LoadI(const int32_t* at) {
+  return _mm256_loadu_si256(reinterpret_cast<const I*>(at));
+}
 TESSERA_INLINE I LoadI(const int32_t* at, int count) {
   return count >= kLanes ? LoadI(at) : _mm256_maskload_epi32(at, FirstLanes(count));
 }
-TESSERA_INLINE void StoreI(int32_t* at, I x) { _mm256_storeu_si256(reinterpret_cast<I*>(at), x); }
+TESSERA_INLINE void StoreI(int32_t* at, I x) {
+  _mm256_storeu_si256(reinterpret_cast<I*>(at), x);
+}
 
 TESSERA_INLINE int32_t SumI(I x) {
   __m128i half = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
@@ -81,28 +101,62 @@ TESSERA_INLINE void StoreInt8(int8_t* at, I x, int count) {
 
 // ---- Floats
 
-TESSERA_INLINE F SetF(float x) { return _mm256_set1_ps(x); }
-TESSERA_INLINE F Add(F a, F b) { return _mm256_add_ps(a, b); }
-TESSERA_INLINE F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
-TESSERA_INLINE F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
-TESSERA_INLINE F Div(F a, F b) { return _mm256_div_ps(a, b); }
-TESSERA_INLINE F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+TESSERA_INLINE F SetF(float x) {
+  return _mm256_set1_ps(x);
+}
+TESSERA_INLINE F Add(F a, F b) {
+  return _mm256_add_ps(a, b);
+}
+TESSERA_INLINE F Sub(F a, F b) {
+  return _mm256_sub_ps(a, b);
+}
+TESSERA_INLINE F Mul(F a, F b) {
+  return _mm256_mul_ps(a, b);
+}
+TESSERA_INLINE F Div(F a, F b) {
+  return _mm256_div_ps(a, b);
+}
+TESSERA_INLINE F Fma(F a, F b, F c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
 // Where either is NaN, both give b.
-TESSERA_INLINE F Max(F a, F b) { return _mm256_max_ps(a, b); }
-TESSERA_INLINE F Min(F a, F b) { return _mm256_min_ps(a, b); }
-TESSERA_INLINE F Rint(F x) { return _mm256_round_ps(x, _MM_FROUND_CUR_DIRECTION); }
-TESSERA_INLINE I ToInt(F x) { return _mm256_cvtps_epi32(x); }
-TESSERA_INLINE F FromInt(I x) { return _mm256_cvtepi32_ps(x); }
-TESSERA_INLINE I AsI(F x) { return _mm256_castps_si256(x); }
-TESSERA_INLINE F AsF(I x) { return _mm256_castsi256_ps(x); }
-TESSERA_INLINE M LessF(F a, F b) { return AsI(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
-TESSERA_INLINE F SelectF(M choose, F yes, F no) { return _mm256_blendv_ps(no, yes, AsF(choose)); }
+TESSERA_INLINE F Max(F a, F b) {
+  return _mm256_max_ps(a, b);
+}
+TESSERA_INLINE F Min(F a, F b) {
+  return _mm256_min_ps(a, b);
+}
+TESSERA_INLINE F Rint(F x) {
+  return _mm256_round_ps(x, _MM_FROUND_CUR_DIRECTION);
+}
+TESSERA_INLINE I ToInt(F x) {
+  return _mm256_cvtps_epi32(x);
+}
+TESSERA_INLINE F FromInt(I x) {
+  return _mm256_cvtepi32_ps(x);
+}
+TESSERA_INLINE I AsI(F x) {
+  return _mm256_castps_si256(x);
+}
+TESSERA_INLINE F AsF(I x) {
+  return _mm256_castsi256_ps(x);
+}
+TESSERA_INLINE M LessF(F a, F b) {
+  return AsI(_mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+TESSERA_INLINE F SelectF(M choose, F yes, F no) {
+  return _mm256_blendv_ps(no, yes, AsF(choose));
+}
 
-TESSERA_INLINE F LoadF(const float* at) { return _mm256_loadu_ps(at); }
+TESSERA_INLINE F LoadF(const float* at) {
+  return _mm256_loadu_ps(at);
+}
 TESSERA_INLINE F LoadF(const float* at, int count) {
   return count >= kLanes ? LoadF(at) : _mm256_maskload_ps(at, FirstLanes(count));
 }
-TESSERA_INLINE void StoreF(float* at, F x) { _mm256_storeu_ps(at, x); }
+TESSERA_INLINE void StoreF(float* at, F x) {
+  _mm256_storeu_ps(at, x);
+}
 TESSERA_INLINE void StoreF(float* at, F x, int count) {
   if (count >= kLanes) {
     StoreF(at, x);

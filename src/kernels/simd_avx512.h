@@ -16,12 +16,24 @@ constexpr int kValueVectors = 4;
 
 // ---- Integers
 
-TESSERA_INLINE I SetI(int32_t x) { return _mm512_set1_epi32(x); }
-TESSERA_INLINE I AddI(I a, I b) { return _mm512_add_epi32(a, b); }
-TESSERA_INLINE I SubI(I a, I b) { return _mm512_sub_epi32(a, b); }
-TESSERA_INLINE I AndI(I a, I b) { return _mm512_and_si512(a, b); }
-TESSERA_INLINE I OrI(I a, I b) { return _mm512_or_si512(a, b); }
-TESSERA_INLINE I MaxI(I a, I b) { return _mm512_max_epi32(a, b); }
+TESSERA_INLINE I SetI(int32_t x) {
+  return _mm512_set1_epi32(x);
+}
+TESSERA_INLINE I AddI(I a, I b) {
+  return _mm512_add_epi32(a, b);
+}
+TESSERA_INLINE I SubI(I a, I b) {
+  return _mm512_sub_epi32(a, b);
+}
+TESSERA_INLINE I AndI(I a, I b) {
+  return _mm512_and_si512(a, b);
+}
+TESSERA_INLINE I OrI(I a, I b) {
+  return _mm512_or_si512(a, b);
+}
+TESSERA_INLINE I MaxI(I a, I b) {
+  return _mm512_max_epi32(a, b);
+}
 template <int kBits>
 TESSERA_INLINE I ShiftLeft(I x) {
   return _mm512_slli_epi32(x, kBits);
@@ -34,20 +46,36 @@ template <int kBits>
 TESSERA_INLINE I ShiftRightSigned(I x) {
   return _mm512_srai_epi32(x, kBits);
 }
-TESSERA_INLINE M GreaterI(I a, I b) { return _mm512_cmpgt_epi32_mask(a, b); }
-TESSERA_INLINE I SelectI(M choose, I yes, I no) { return _mm512_mask_blend_epi32(choose, no, yes); }
+TESSERA_INLINE M GreaterI(I a, I b) {
+  return _mm512_cmpgt_epi32_mask(a, b);
+}
+TESSERA_INLINE I SelectI(M choose, I yes, I no) {
+  return _mm512_mask_blend_epi32(choose, no, yes);
+}
 
 // The first `count` lanes, count <= kLanes.
-TESSERA_INLINE M FirstLanes(int count) { return static_cast<M>((uint32_t{1} << count) - 1); }
-TESSERA_INLINE uint32_t LaneBits(M m) { return m; }
+TESSERA_INLINE M FirstLanes(int count) {
+  return static_cast<M>((uint32_t{1} << count) - 1);
+}
+TESSERA_INLINE uint32_t LaneBits(M m) {
+  return m;
+}
 
-TESSERA_INLINE I LoadI(const int32_t* at) { return _mm512_loadu_si512(at); }
+TESSERA_INLINE I LoadI(const int32_t* at) {
+  return _mm512_loadu_si512(at);
+}
 TESSERA_INLINE I LoadI(const int32_t* at, int count) {
   return count >= kLanes ? LoadI(at) : _mm512_maskz_loadu_epi32(FirstLanes(count), at);
 }
-TESSERA_INLINE void StoreI(int32_t* at, I x) { _mm512_storeu_si512(at, x); }
-TESSERA_INLINE int32_t SumI(I x) { return _mm512_reduce_add_epi32(x); }
-TESSERA_INLINE int32_t LargestI(I x) { return _mm512_reduce_max_epi32(x); }
+TESSERA_INLINE void StoreI(int32_t* at, I x) {
+  _mm512_storeu_si512(at, x);
+}
+TESSERA_INLINE int32_t SumI(I x) {
+  return _mm512_reduce_add_epi32(x);
+}
+TESSERA_INLINE int32_t LargestI(I x) {
+  return _mm512_reduce_max_epi32(x);
+}
 // Values within [-128, 127].
 TESSERA_INLINE void StoreInt8(int8_t* at, I x, int count) {
   const __m128i bytes = _mm512_cvtepi32_epi8(x);
@@ -60,28 +88,62 @@ TESSERA_INLINE void StoreInt8(int8_t* at, I x, int count) {
 
 // ---- Floats
 
-TESSERA_INLINE F SetF(float x) { return _mm512_set1_ps(x); }
-TESSERA_INLINE F Add(F a, F b) { return _mm512_add_ps(a, b); }
-TESSERA_INLINE F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
-TESSERA_INLINE F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
-TESSERA_INLINE F Div(F a, F b) { return _mm512_div_ps(a, b); }
-TESSERA_INLINE F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+TESSERA_INLINE F SetF(float x) {
+  return _mm512_set1_ps(x);
+}
+TESSERA_INLINE F Add(F a, F b) {
+  return _mm512_add_ps(a, b);
+}
+TESSERA_INLINE F Sub(F a, F b) {
+  return _mm512_sub_ps(a, b);
+}
+TESSERA_INLINE F Mul(F a, F b) {
+  return _mm512_mul_ps(a, b);
+}
+TESSERA_INLINE F Div(F a, F b) {
+  return _mm512_div_ps(a, b);
+}
+TESSERA_INLINE F Fma(F a, F b, F c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
 // Where either is NaN, both give b.
-TESSERA_INLINE F Max(F a, F b) { return _mm512_max_ps(a, b); }
-TESSERA_INLINE F Min(F a, F b) { return _mm512_min_ps(a, b); }
-TESSERA_INLINE F Rint(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_CUR_DIRECTION); }
-TESSERA_INLINE I ToInt(F x) { return _mm512_cvtps_epi32(x); }
-TESSERA_INLINE F FromInt(I x) { return _mm512_cvtepi32_ps(x); }
-TESSERA_INLINE I AsI(F x) { return _mm512_castps_si512(x); }
-TESSERA_INLINE F AsF(I x) { return _mm512_castsi512_ps(x); }
-TESSERA_INLINE M LessF(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-TESSERA_INLINE F SelectF(M choose, F yes, F no) { return _mm512_mask_blend_ps(choose, no, yes); }
+TESSERA_INLINE F Max(F a, F b) {
+  return _mm512_max_ps(a, b);
+}
+TESSERA_INLINE F Min(F a, F b) {
+  return _mm512_min_ps(a, b);
+}
+TESSERA_INLINE F Rint(F x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_CUR_DIRECTION);
+}
+TESSERA_INLINE I ToInt(F x) {
+  return _mm512_cvtps_epi32(x);
+}
+TESSERA_INLINE F FromInt(I x) {
+  return _mm512_cvtepi32_ps(x);
+}
+TESSERA_INLINE I AsI(F x) {
+  return _mm512_castps_si512(x);
+}
+TESSERA_INLINE F AsF(I x) {
+  return _mm512_castsi512_ps(x);
+}
+TESSERA_INLINE M LessF(F a, F b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+}
+TESSERA_INLINE F SelectF(M choose, F yes, F no) {
+  return _mm512_mask_blend_ps(choose, no, yes);
+}
 
-TESSERA_INLINE F LoadF(const float* at) { return _mm512_loadu_ps(at); }
+TESSERA_INLINE F LoadF(const float* at) {
+  return _mm512_loadu_ps(at);
+}
 TESSERA_INLINE F LoadF(const float* at, int count) {
   return count >= kLanes ? LoadF(at) : _mm512_maskz_loadu_ps(FirstLanes(count), at);
 }
-TESSERA_INLINE void StoreF(float* at, F x) { _mm512_storeu_ps(at, x); }
+TESSERA_INLINE void StoreF(float* at, F x) {
+  _mm512_storeu_ps(at, x);
+}
 TESSERA_INLINE void StoreF(float* at, F x, int count) {
   if (count >= kLanes) {
     StoreF(at, x);

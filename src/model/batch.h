@@ -27,7 +27,9 @@ struct Batch {
     }
   }
   int num_tokens() const { return static_cast<int>(step.tokens.size()); }
-  const int32_t* BlockIds(const SequenceSlice& slice) const { return step.block_ids.data() + slice.first_block; }
+  const int32_t* BlockIds(const SequenceSlice& slice) const {
+    return step.block_ids.data() + slice.first_block;
+  }
 
   const GroupStep& step;
   std::vector<int32_t> position;  // [token], absolute
@@ -71,7 +73,8 @@ class FixedSums {
     max_bits_.assign(static_cast<size_t>(num_rows) * num_threads, 0);
   }
   kernels::FixedRows Rows(int thread) {
-    return {.sums = sums_.data(), .stride = width_, .max_bits = max_bits_.data() + int64_t{thread} * num_rows_};
+    return {
+        .sums = sums_.data(), .stride = width_, .max_bits = max_bits_.data() + int64_t{thread} * num_rows_};
   }
   // Adds a row to its residual; false, and a NaN residual, when one of its terms is out of range.
   bool AddTo(int row, float* residual, const kernels::Kernels& kernels) const {

@@ -1,3 +1,4 @@
+// The FFN half of a layer in named stages; each is one loop over threads.
 #include "model/feed_forward.h"
 
 namespace tessera {
@@ -10,7 +11,8 @@ void Grow(std::vector<T>& values, int64_t size) {
 
 }  // namespace
 
-FeedForwardBlock::FeedForwardBlock(const ModelConfig& config, const kernels::Kernels& kernels, ThreadPool& threads)
+FeedForwardBlock::FeedForwardBlock(const ModelConfig& config, const kernels::Kernels& kernels,
+                                   ThreadPool& threads)
     : config_(config),
       kernels_(kernels),
       threads_(threads),
@@ -37,8 +39,8 @@ void FeedForwardBlock::Run(int layer, const LayerWeights& weights, int num_token
   AddResidual(layer, num_tokens, residual, failures);
 }
 
-void FeedForwardBlock::Normalise(int layer, const LayerWeights& weights, int num_tokens, const float* residual,
-                                 bool routed, RowFailures& failures) {
+void FeedForwardBlock::Normalise(int layer, const LayerWeights& weights, int num_tokens,
+                                 const float* residual, bool routed, RowFailures& failures) {
   const int hidden = config_.hidden_size;
   const int experts = config_.n_routed_experts;
   const int top_k = config_.num_experts_per_tok;
@@ -47,7 +49,8 @@ void FeedForwardBlock::Normalise(int layer, const LayerWeights& weights, int num
     Grow(scores_, int64_t{num_tokens} * experts);
     chosen_.resize(static_cast<size_t>(num_tokens) * top_k);
   }
-  const int tasks = NumTasks(num_tokens, int64_t{num_tokens} * hidden * (routed ? 8 + 4 * experts : 8), threads_);
+  const int tasks =
+      NumTasks(num_tokens, int64_t{num_tokens} * hidden * (routed ? 8 + 4 * experts : 8), threads_);
   threads_.ParallelFor(tasks, [&](int task, int) {
     const auto [begin, end] = ShareOf(num_tokens, tasks, task);
     for (int t = begin; t < end; ++t) {
@@ -62,8 +65,8 @@ void FeedForwardBlock::Normalise(int layer, const LayerWeights& weights, int num
                         weights.router.num_panels(), logits, experts);
     kernels_.sigmoid(logits, (end - begin) * experts, logits);
     for (int t = begin; t < end; ++t) {
-      Route(config_, std::span<const float>(scores_).subspan(int64_t{t} * experts, experts), weights.router_bias,
-            std::span(chosen_).subspan(int64_t{t} * top_k, top_k));
+      Route(config_, std::span<const float>(scores_).subspan(int64_t{t} * experts, experts),
+            weights.router_bias, std::span(chosen_).subspan(int64_t{t} * top_k, top_k));
     }
   });
 }
@@ -135,7 +138,8 @@ void FeedForwardBlock::PrepareInputs(int num_tokens) {
     const auto [begin, end] = ShareOf(num_tokens, tasks, task);
     for (const Branch* branch : shared_rows) {
       if (branch == nullptr) continue;
-      for (int t = begin; t < end; ++t) branch->inputs->gate.Set(t, branch->weights->gate, normed(t), kernels_);
+      for (int t = begin; t < end; ++t)
+        branch->inputs->gate.Set(t, branch->weights->gate, normed(t), kernels_);
     }
   });
   threads_.ParallelFor(static_cast<int>(branches_.size()), [&](int task, int) {
@@ -171,8 +175,8 @@ void FeedForwardBlock::GateAndUp() {
       const bool per_row = branch.per_row_inputs();
       const LinearInput& input = per_row && !gate ? branch.inputs->up : branch.inputs->gate;
       const kernels::RowMap rows{.count = branch.count, .in_rows = per_row ? nullptr : branch.tokens};
-      ColumnParallel(gate ? branch.weights->gate : branch.weights->up, input, per_row ? branch.first : 0, rows,
-                     unit - unit_begin[i], until - unit_begin[i],
+      ColumnParallel(gate ? branch.weights->gate : branch.weights->up, input, per_row ? branch.first : 0,
+                     rows, unit - unit_begin[i], until - unit_begin[i],
                      (gate ? gate_out_ : up_out_).data() + branch.hidden_at, branch.width(), kernels_);
       unit = until;
     }
@@ -218,11 +222,13 @@ void FeedForwardBlock::Down(int num_tokens) {
     const auto [column_begin, column_end] = ShareOf((config_.hidden_size + 31) / 32, tasks, task);
     for (const Branch& branch : branches_) {
       const Linear& down = branch.weights->down;
-      const int per_column_unit = down.scheme == Scheme::kBf16 ? 32 / kernels::kFloatPanel : 32 / kernels::kInt8Panel;
+      const int per_column_unit =
+          down.scheme == Scheme::kBf16 ? 32 / kernels::kFloatPanel : 32 / kernels::kInt8Panel;
       const int begin = std::min(column_begin * per_column_unit, down.num_panels());
       const int end = std::min(column_end * per_column_unit, down.num_panels());
       const kernels::RowMap rows{.count = branch.count, .out_rows = branch.tokens};
-      RowParallel(down, *branch.down, branch.first, branch.row_weights, rows, begin, end, sums_.Rows(thread), kernels_);
+      RowParallel(down, *branch.down, branch.first, branch.row_weights, rows, begin, end, sums_.Rows(thread),
+                  kernels_);
     }
   });
 }

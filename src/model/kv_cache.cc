@@ -1,3 +1,4 @@
+// The address arithmetic of the paged cache.
 #include "model/kv_cache.h"
 
 #include <algorithm>
@@ -24,7 +25,8 @@ Result<KvCache> KvCache::Allocate(const ModelConfig& config, int num_blocks, int
   cache.num_blocks_ = num_blocks;
   cache.block_size_ = block_size;
   cache.row_stride_ = RowStride(config);
-  ASSIGN_OR_RETURN(cache.arena_, Arena::Allocate(BlockBytes(config, block_size) * static_cast<uint64_t>(num_blocks)));
+  ASSIGN_OR_RETURN(cache.arena_,
+                   Arena::Allocate(BlockBytes(config, block_size) * static_cast<uint64_t>(num_blocks)));
   return cache;
 }
 

@@ -1,3 +1,4 @@
+// Chooses the kernel for a linear by its scheme; the arithmetic is in kernels/.
 #include "model/linear.h"
 
 namespace tessera {
@@ -34,9 +35,9 @@ void LinearInput::Set(int row, const Linear& linear, const float* x, const kerne
       return;
     }
     case Scheme::kInt8Static:
-      kernels.quantize_static(x, linear.beta.empty() ? nullptr : linear.beta.data(), linear.inverse_scale.data(),
-                              linear.inverse_scale.size() > 1, linear.zero_point, linear.k, num_leaves_,
-                              int8_.data() + at, sums_.data() + leaf_at);
+      kernels.quantize_static(x, linear.beta.empty() ? nullptr : linear.beta.data(),
+                              linear.inverse_scale.data(), linear.inverse_scale.size() > 1, linear.zero_point,
+                              linear.k, num_leaves_, int8_.data() + at, sums_.data() + leaf_at);
       return;
     case Scheme::kInt8Dynamic:
       kernels.quantize_dynamic(x, linear.k, num_leaves_, int8_.data() + at, scales_.data() + leaf_at,
@@ -57,20 +58,21 @@ kernels::Bf16Rows LinearInput::Bf16(int first_row) const {
   return {.data = bf16_.data() + first_row * stride_, .stride = stride_};
 }
 
-void ColumnParallel(const Linear& linear, const LinearInput& input, int first_row, const kernels::RowMap& rows,
-                    int panel_begin, int panel_end, kernels::Bf16* out, int64_t out_stride,
-                    const kernels::Kernels& kernels) {
+void ColumnParallel(const Linear& linear, const LinearInput& input, int first_row,
+                    const kernels::RowMap& rows, int panel_begin, int panel_end, kernels::Bf16* out,
+                    int64_t out_stride, const kernels::Kernels& kernels) {
   switch (linear.scheme) {
     case Scheme::kBf16:
       kernels.gemm_bf16(input.Bf16(first_row), linear.bf16, rows, panel_begin, panel_end, out, out_stride);
       return;
     case Scheme::kInt8Static:
-      kernels.gemm_int8_static(input.Int8(first_row), linear.int8, {linear.quant_bias.data(), linear.deq_scale.data()},
-                               rows, panel_begin, panel_end, out, out_stride);
+      kernels.gemm_int8_static(input.Int8(first_row), linear.int8,
+                               {linear.quant_bias.data(), linear.deq_scale.data()}, rows, panel_begin,
+                               panel_end, out, out_stride);
       return;
     case Scheme::kInt8Dynamic:
-      kernels.gemm_int8_dynamic(input.Int8(first_row), linear.int8, linear.weight_scale.data(), rows, panel_begin,
-                                panel_end, out, out_stride);
+      kernels.gemm_int8_dynamic(input.Int8(first_row), linear.int8, linear.weight_scale.data(), rows,
+                                panel_begin, panel_end, out, out_stride);
       return;
   }
 }
@@ -80,7 +82,8 @@ void RowParallel(const Linear& linear, const LinearInput& input, int first_row, 
                  const kernels::Kernels& kernels) {
   switch (linear.scheme) {
     case Scheme::kBf16:
-      kernels.gemm_bf16_fixed(input.Bf16(first_row), linear.bf16, row_weight, rows, panel_begin, panel_end, out);
+      kernels.gemm_bf16_fixed(input.Bf16(first_row), linear.bf16, row_weight, rows, panel_begin, panel_end,
+                              out);
       return;
     case Scheme::kInt8Static:
       kernels.gemm_int8_static_fixed(input.Int8(first_row), linear.int8,
@@ -88,8 +91,8 @@ void RowParallel(const Linear& linear, const LinearInput& input, int first_row, 
                                      panel_begin, panel_end, out);
       return;
     case Scheme::kInt8Dynamic:
-      kernels.gemm_int8_dynamic_fixed(input.Int8(first_row), linear.int8, linear.weight_scale.data(), row_weight, rows,
-                                      panel_begin, panel_end, out);
+      kernels.gemm_int8_dynamic_fixed(input.Int8(first_row), linear.int8, linear.weight_scale.data(),
+                                      row_weight, rows, panel_begin, panel_end, out);
       return;
   }
 }

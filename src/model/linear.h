@@ -1,5 +1,6 @@
-// One linear on the kernels: its input brought into the form that its scheme wants, then the product, split over
-// threads by output panels. Knows the four combinations of scheme and leaf layout, so that mla and moe do not.
+// One linear on the kernels: its input brought into the form that its scheme wants, then the product, split
+// over threads by output panels. Knows the four combinations of scheme and leaf layout, so that mla and moe
+// do not.
 #pragma once
 
 #include <algorithm>
@@ -33,16 +34,16 @@ class LinearInput {
 };
 
 // Output panels [begin, end) of y = x W^T, rounded to bf16. `first_row` is where the map's input row 0 lies.
-void ColumnParallel(const Linear& linear, const LinearInput& input, int first_row, const kernels::RowMap& rows,
-                    int panel_begin, int panel_end, kernels::Bf16* out, int64_t out_stride,
-                    const kernels::Kernels& kernels);
+void ColumnParallel(const Linear& linear, const LinearInput& input, int first_row,
+                    const kernels::RowMap& rows, int panel_begin, int panel_end, kernels::Bf16* out,
+                    int64_t out_stride, const kernels::Kernels& kernels);
 // The same for a row-parallel linear: fixed-point terms are added to `out`. row_weight may be null.
 void RowParallel(const Linear& linear, const LinearInput& input, int first_row, const float* row_weight,
                  const kernels::RowMap& rows, int panel_begin, int panel_end, const kernels::FixedRows& out,
                  const kernels::Kernels& kernels);
 
-// How many tasks to cut `units` into, given the multiply-accumulates of them all: 1 when a thread's share would not
-// pay for waking it (about a microsecond of int8 work).
+// How many tasks to cut `units` into, given the multiply-accumulates of them all: 1 when a thread's share
+// would not pay for waking it (about a microsecond of int8 work).
 inline int NumTasks(int units, int64_t macs, const ThreadPool& threads) {
   constexpr int64_t kMacsPerTask = 200'000;
   const int64_t worthwhile = std::max<int64_t>(1, macs / kMacsPerTask);
@@ -53,7 +54,8 @@ struct Share {
   int begin = 0, end = 0;
 };
 inline Share ShareOf(int units, int num_tasks, int task) {
-  return {static_cast<int>(int64_t{units} * task / num_tasks), static_cast<int>(int64_t{units} * (task + 1) / num_tasks)};
+  return {static_cast<int>(int64_t{units} * task / num_tasks),
+          static_cast<int>(int64_t{units} * (task + 1) / num_tasks)};
 }
 
 }  // namespace tessera

@@ -1,3 +1,4 @@
+// The attention half of a layer in named stages; each is one loop over threads.
 #include "model/mla.h"
 
 #include <bit>
@@ -17,7 +18,8 @@ void Grow(std::vector<T>& values, int64_t size) {
 
 }  // namespace
 
-Mla::Mla(const ModelConfig& config, const RotaryTables& rotary, const kernels::Kernels& kernels, ThreadPool& threads)
+Mla::Mla(const ModelConfig& config, const RotaryTables& rotary, const kernels::Kernels& kernels,
+         ThreadPool& threads)
     : config_(config),
       rotary_(rotary),
       kernels_(kernels),
@@ -35,7 +37,8 @@ Mla::Mla(const ModelConfig& config, const RotaryTables& rotary, const kernels::K
 int64_t Mla::WorkspaceBytes(const ModelConfig& c, int num_tokens, int num_threads) {
   const int64_t block = std::min(num_tokens, kTokenBlock);
   const int64_t per_token = 3 * c.hidden_size + 3 * c.q_lora_rank + 2 * c.latent_width();
-  const int64_t per_head = 2 * c.qk_head_dim() + 2 * c.latent_width() + 2 * c.kv_lora_rank + 3 * c.v_head_dim + 4;
+  const int64_t per_head =
+      2 * c.qk_head_dim() + 2 * c.latent_width() + 2 * c.kv_lora_rank + 3 * c.v_head_dim + 4;
   return num_tokens * per_token + block * (c.num_heads * per_head + int64_t{8} * c.hidden_size) +
          num_threads * kernels::AttentionScratchBytes(c.kv_lora_rank, c.qk_rope_head_dim);
 }
@@ -63,8 +66,8 @@ void Mla::ProjectInputs(int layer, const LayerWeights& weights, int num_tokens, 
     const auto [begin, end] = ShareOf(num_tokens, row_tasks, task);
     float* normed = Scratch(thread);
     for (int t = begin; t < end; ++t) {
-      if (!kernels_.rms_norm(residual + int64_t{t} * hidden, weights.input_norm.data(), hidden, config_.rms_norm_eps,
-                             normed)) {
+      if (!kernels_.rms_norm(residual + int64_t{t} * hidden, weights.input_norm.data(), hidden,
+                             config_.rms_norm_eps, normed)) {
         failures.Mark(t, layer, "input_layernorm");
       }
       q_a_input_.Set(t, weights.q_a, normed, kernels_);
@@ -146,7 +149,8 @@ void Mla::MakeQueries(const LayerWeights& weights, const Batch& batch, int first
   const int64_t query_stride = int64_t{heads} * width;
   Grow(queries_, count * query_stride);
   const int nope = config_.qk_nope_head_dim;
-  const int64_t macs = int64_t{count} * heads * nope * config_.kv_lora_rank * 2;  // bf16 runs at half the rate
+  const int64_t macs =
+      int64_t{count} * heads * nope * config_.kv_lora_rank * 2;  // bf16 runs at half the rate
   const int head_tasks = NumTasks(heads, macs, threads_);
   threads_.ParallelFor(head_tasks, [&](int task, int) {
     const auto [begin, end] = ShareOf(heads, head_tasks, task);
@@ -165,7 +169,8 @@ void Mla::MakeQueries(const LayerWeights& weights, const Batch& batch, int first
 }
 
 // Tiles of query rows (token, head), token-major, never across sequences.
-void Mla::Attend(int layer, const Batch& batch, const KvCache& cache, int first, int count, RowFailures& failures) {
+void Mla::Attend(int layer, const Batch& batch, const KvCache& cache, int first, int count,
+                 RowFailures& failures) {
   struct Tile {
     int row, num_rows;  // row = (token - first) * heads + head
     const int32_t* blocks;
@@ -191,7 +196,8 @@ void Mla::Attend(int layer, const Batch& batch, const KvCache& cache, int first,
   }
 
   Grow(mixed_, int64_t{count} * heads * latent);
-  const int64_t scratch_bytes = (kernels::AttentionScratchBytes(latent, config_.qk_rope_head_dim) + 63) / 64 * 64;
+  const int64_t scratch_bytes =
+      (kernels::AttentionScratchBytes(latent, config_.qk_rope_head_dim) + 63) / 64 * 64;
   std::vector<uint64_t> bad_rows(tiles.size(), 0);
   const int num_tiles = static_cast<int>(tiles.size());
   const int tasks = macs < 200'000 ? 1 : num_tiles;

@@ -1,5 +1,5 @@
-// Multi-head latent attention in the absorbed form: x += o_proj(attention(norm(x))), for all tokens of a batch.
-// Internal to model/. One thread calls Run.
+// Multi-head latent attention in the absorbed form: x += o_proj(attention(norm(x))), for all tokens of a
+// batch. Internal to model/. One thread calls Run.
 #pragma once
 
 #include <vector>
@@ -16,7 +16,8 @@ namespace tessera {
 class Mla {
  public:
   // Everything outlives the object.
-  Mla(const ModelConfig& config, const RotaryTables& rotary, const kernels::Kernels& kernels, ThreadPool& threads);
+  Mla(const ModelConfig& config, const RotaryTables& rotary, const kernels::Kernels& kernels,
+      ThreadPool& threads);
 
   // Writes the batch's latents into `cache` and updates residual [token][hidden].
   void Run(int layer, const LayerWeights& weights, const Batch& batch, KvCache& cache, float* residual,
@@ -27,10 +28,12 @@ class Mla {
  private:
   void ProjectInputs(int layer, const LayerWeights& weights, int num_tokens, const float* residual,
                      RowFailures& failures);
-  void WriteCache(int layer, const LayerWeights& weights, const Batch& batch, KvCache& cache, RowFailures& failures);
+  void WriteCache(int layer, const LayerWeights& weights, const Batch& batch, KvCache& cache,
+                  RowFailures& failures);
   // The rest works on blocks of tokens, so that memory stays bounded for long prompts.
   void MakeQueries(const LayerWeights& weights, const Batch& batch, int first, int count);
-  void Attend(int layer, const Batch& batch, const KvCache& cache, int first, int count, RowFailures& failures);
+  void Attend(int layer, const Batch& batch, const KvCache& cache, int first, int count,
+              RowFailures& failures);
   void ProjectOutputs(int layer, const LayerWeights& weights, int first, int count, float* residual,
                       RowFailures& failures);
   float* Scratch(int thread) { return scratch_.data() + static_cast<size_t>(thread) * scratch_width_; }
@@ -40,15 +43,15 @@ class Mla {
   const kernels::Kernels& kernels_;
   ThreadPool& threads_;
   const float softmax_scale_;
-  const size_t scratch_width_;   // floats per thread: two rows of the widest input
+  const size_t scratch_width_;  // floats per thread: two rows of the widest input
 
   LinearInput q_a_input_, kv_a_input_, q_b_input_, o_input_;
-  std::vector<kernels::Bf16> q_a_, kv_a_;      // [token][q_lora_rank], [token][latent + rope]
-  std::vector<kernels::Bf16> q_;               // [token of block][head][nope | rope]
-  std::vector<kernels::Bf16> queries_;         // [token of block][head][latent | rope]: absorbed
-  std::vector<kernels::Bf16> mixed_;           // [token of block][head][latent]
-  std::vector<kernels::Bf16> values_;          // [token of block][head][v]
-  std::vector<int32_t> num_visible_;           // [token of block][head]
+  std::vector<kernels::Bf16> q_a_, kv_a_;  // [token][q_lora_rank], [token][latent + rope]
+  std::vector<kernels::Bf16> q_;           // [token of block][head][nope | rope]
+  std::vector<kernels::Bf16> queries_;     // [token of block][head][latent | rope]: absorbed
+  std::vector<kernels::Bf16> mixed_;       // [token of block][head][latent]
+  std::vector<kernels::Bf16> values_;      // [token of block][head][v]
+  std::vector<int32_t> num_visible_;       // [token of block][head]
   FixedSums sums_;
   std::vector<float> scratch_;
   Arena attention_scratch_;

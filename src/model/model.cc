@@ -1,3 +1,4 @@
+// The layers in order, between embedding and head.
 #include "model/model.h"
 
 #include "model/batch.h"
@@ -33,14 +34,14 @@ struct Model::Content {
   std::vector<kernels::Bf16> head_input;  // [logit row][hidden, padded to even]
 };
 
-Model::Model(const ModelConfig& config, const Weights& weights, int max_model_len, const kernels::Kernels& kernels,
-             ThreadPool& threads)
+Model::Model(const ModelConfig& config, const Weights& weights, int max_model_len,
+             const kernels::Kernels& kernels, ThreadPool& threads)
     : content_(std::make_unique<Content>(config, weights, max_model_len, kernels, threads)) {}
 Model::~Model() = default;
 
 int64_t Model::WorkspaceBytes(const ModelConfig& config, int num_tokens, int num_threads) {
-  return Mla::WorkspaceBytes(config, num_tokens, num_threads) + FeedForwardBlock::WorkspaceBytes(config, num_tokens) +
-         int64_t{4} * num_tokens * config.hidden_size;
+  return Mla::WorkspaceBytes(config, num_tokens, num_threads) +
+         FeedForwardBlock::WorkspaceBytes(config, num_tokens) + int64_t{4} * num_tokens * config.hidden_size;
 }
 
 std::vector<std::string> Model::Forward(const GroupStep& step, KvCache& cache) {
@@ -73,8 +74,8 @@ void Model::Logits(int first_row, int num_rows, float* logits) {
   const int64_t stride = (hidden + 1) / 2 * 2;
   model.threads.ParallelFor(tasks, [&](int task, int) {
     const auto [begin, end] = ShareOf(head.num_panels(), tasks, task);
-    model.kernels.gemm_bf16_float({model.head_input.data() + first_row * stride, stride}, head, rows, begin, end,
-                                  logits, vocab);
+    model.kernels.gemm_bf16_float({model.head_input.data() + first_row * stride, stride}, head, rows, begin,
+                                  end, logits, vocab);
   });
 }
 
@@ -82,7 +83,8 @@ void Model::Content::Embed(const GroupStep& step) {
   const int64_t hidden = config.hidden_size;
   residual.resize(step.tokens.size() * hidden);
   for (size_t t = 0; t < step.tokens.size(); ++t) {
-    kernels.to_float(weights.embedding + step.tokens[t] * hidden, config.hidden_size, residual.data() + t * hidden);
+    kernels.to_float(weights.embedding + step.tokens[t] * hidden, config.hidden_size,
+                     residual.data() + t * hidden);
   }
 }
 

@@ -1,4 +1,5 @@
-// THE FACE of model/: (weights, step) -> logits, by the canonical numerics. No requests, no sampling, no sockets.
+// THE FACE of model/: (weights, step) -> logits, by the canonical numerics. No requests, no sampling, no
+// sockets.
 #pragma once
 
 #include <memory>
@@ -22,11 +23,11 @@ class Model {
         ThreadPool& threads);
   ~Model();
 
-  // Clears and writes pages of `cache` as the step says. Gives per sequence: empty, or layer and operation whose
-  // values were not finite. The step is trusted: the brain made it.
+  // Clears and writes pages of `cache` as the step says. Gives per sequence: empty, or layer and operation
+  // whose values were not finite. The step is trusted: the brain made it.
   std::vector<std::string> Forward(const GroupStep& step, KvCache& cache);
-  // Logits [num_rows][vocab_size] of LogitRows first_row .. of the last step: asked for in pieces, since those of a
-  // long prompt would not fit. Rows of failed sequences hold anything.
+  // Logits [num_rows][vocab_size] of LogitRows first_row .. of the last step: asked for in pieces, since
+  // those of a long prompt would not fit. Rows of failed sequences hold anything.
   void Logits(int first_row, int num_rows, float* logits);
 
   // About the working memory of steps of `num_tokens` tokens, logits not counted.

@@ -1,3 +1,4 @@
+// YaRN in double, rounded once to fp32.
 #include "model/rope.h"
 
 #include <algorithm>

@@ -1,5 +1,6 @@
-// Rotary tables and the softmax scale, with YaRN always on (model.md of the DeepSeek-V3 reference: frequencies are
-// blended between f and f / factor; the softmax scale grows by mscale squared). Computed in double, once.
+// Rotary tables and the softmax scale, with YaRN always on (model.md of the DeepSeek-V3 reference:
+// frequencies are blended between f and f / factor; the softmax scale grows by mscale squared). Computed in
+// double, once.
 #pragma once
 
 #include <vector>
@@ -9,8 +10,8 @@
 namespace tessera {
 
 struct RotaryTables {
-  int half = 0;             // pairs per position
-  std::vector<float> cos;   // [num_positions][half]
+  int half = 0;            // pairs per position
+  std::vector<float> cos;  // [num_positions][half]
   std::vector<float> sin;
   const float* CosRow(int position) const { return cos.data() + static_cast<size_t>(position) * half; }
   const float* SinRow(int position) const { return sin.data() + static_cast<size_t>(position) * half; }

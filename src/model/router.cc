@@ -1,3 +1,4 @@
+// Selection by repeated arg-max: top-k is small, and ties then go to the lower index by themselves.
 #include "model/router.h"
 
 #include <vector>
@@ -36,7 +37,8 @@ void Route(const ModelConfig& config, std::span<const float> scores, std::span<c
     group_scores.resize(config.n_group);
     group_taken.assign(config.n_group, 0);
     for (int g = 0; g < config.n_group; ++g) {
-      const std::span<const float> members = std::span<const float>(biased).subspan(g * group_size, group_size);
+      const std::span<const float> members =
+          std::span<const float>(biased).subspan(g * group_size, group_size);
       pair_taken.assign(group_size, 0);
       const float first = members[TakeLargest(members, pair_taken)];
       group_scores[g] = first + members[TakeLargest(members, pair_taken)];

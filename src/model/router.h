@@ -14,8 +14,8 @@ struct RoutedExpert {
 };
 
 // `scores` [n_routed_experts]: sigmoid of the router's logits. `bias` [n_routed_experts] only selects. Fills
-// `chosen` [num_experts_per_tok] by descending biased score; ties go to the lower index. NaN scores give some valid
-// choice (such rows have failed already).
+// `chosen` [num_experts_per_tok] by descending biased score; ties go to the lower index. NaN scores give some
+// valid choice (such rows have failed already).
 void Route(const ModelConfig& config, std::span<const float> scores, std::span<const float> bias,
            std::span<RoutedExpert> chosen);
 

@@ -35,7 +35,8 @@ class Server:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         end = time.monotonic() + START_LIMIT_S
         while self.status("/health") != 200:
-            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text(errors="replace")
+            alive = self.process.poll() is None and time.monotonic() < end
+            assert alive, self.log.read_text(errors="replace")
             time.sleep(0.05)  # nothing to wait on: the port is closed until the model is loaded
 
     def url(self, path):
@@ -85,13 +86,15 @@ def running(folder, *arguments):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The server that most tests share; its names are models/tiny-r1 and tiny-r1."""
-    with running(tmp_path_factory.mktemp("server"), "--served-model-name", "models/tiny-r1", "tiny-r1") as one:
+    folder = tmp_path_factory.mktemp("server")
+    with running(folder, "--served-model-name", "models/tiny-r1", "tiny-r1") as one:
         yield one
 
 
 @pytest.fixture(scope="session")
 def guarded_server(tmp_path_factory):
     """With an API key and the optional endpoints."""
-    with running(tmp_path_factory.mktemp("guarded"), "--api-key", "secret", "--enable-tokenizer-info-endpoint",
+    folder = tmp_path_factory.mktemp("guarded")
+    with running(folder, "--api-key", "secret", "--enable-tokenizer-info-endpoint",
                  "--enable-request-id-headers", "--enable-prompt-tokens-details") as one:
         yield one

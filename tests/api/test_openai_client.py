@@ -1,4 +1,4 @@
-"""The official openai client against a real server: chat and completions, streamed and not, logprobs, errors."""
+"""The official openai client against a real server: both endpoints, streamed and not, logprobs, errors."""
 import openai
 import pytest
 
@@ -16,7 +16,8 @@ def test_models(client):
 
 
 def test_completion_and_its_stream_agree(client):
-    options = dict(model="tiny-r1", prompt="I am", max_tokens=16, temperature=0, extra_body={"ignore_eos": True})
+    options = dict(model="tiny-r1", prompt="I am", max_tokens=16, temperature=0,
+                   extra_body={"ignore_eos": True})
     whole = client.completions.create(**options)
     assert whole.usage.completion_tokens == 16
     chunks = list(client.completions.create(**options, stream=True, stream_options={"include_usage": True}))
@@ -42,7 +43,8 @@ def test_chat_and_its_stream_agree(client):
 
 def test_a_seed_repeats_an_answer(client):
     def ask(seed):
-        return client.completions.create(model="tiny-r1", prompt="Once", max_tokens=24, temperature=1.5, seed=seed)
+        return client.completions.create(model="tiny-r1", prompt="Once", max_tokens=24, temperature=1.5,
+                                         seed=seed)
     assert ask(3).choices[0].text == ask(3).choices[0].text
     assert len({ask(seed).choices[0].text for seed in range(4)}) > 1
 
@@ -59,7 +61,8 @@ def test_logprobs(client):
         assert len(token.top_logprobs) == 3
         assert token.logprob == token.top_logprobs[0].logprob <= 0  # greedy: the likeliest
         assert bytes(token.bytes).decode(errors="replace") == token.token
-    text = client.completions.create(model="tiny-r1", prompt="I am", max_tokens=4, temperature=0, logprobs=2, echo=True)
+    text = client.completions.create(model="tiny-r1", prompt="I am", max_tokens=4, temperature=0, logprobs=2,
+                                     echo=True)
     logprobs = text.choices[0].logprobs
     assert logprobs.token_logprobs[0] is None and all(value <= 0 for value in logprobs.token_logprobs[1:])
     assert len(logprobs.tokens) == len(logprobs.top_logprobs) == len(logprobs.text_offset)
@@ -68,16 +71,17 @@ def test_logprobs(client):
 
 def test_prompt_logprobs_do_not_depend_on_what_follows(client):
     def logprobs(prompt):
-        answer = client.completions.create(model="tiny-r1", prompt=prompt, max_tokens=1, temperature=0, logprobs=0,
-                                           echo=True)
+        answer = client.completions.create(model="tiny-r1", prompt=prompt, max_tokens=1, temperature=0,
+                                           logprobs=0, echo=True)
         return answer.choices[0].logprobs.token_logprobs
     assert logprobs([40, 41, 42, 43])[:4] == logprobs([40, 41, 42, 43, 44])[:4]
 
 
 def test_stop(client):
-    whole = client.completions.create(model="tiny-r1", prompt="I am", max_tokens=32, temperature=0).choices[0].text
+    ask = dict(model="tiny-r1", prompt="I am", max_tokens=32, temperature=0)
+    whole = client.completions.create(**ask).choices[0].text
     stop = whole[len(whole) // 2:len(whole) // 2 + 2]
-    cut = client.completions.create(model="tiny-r1", prompt="I am", max_tokens=32, temperature=0, stop=[stop])
+    cut = client.completions.create(**ask, stop=[stop])
     assert cut.choices[0].text == whole[:whole.index(stop)]
     assert cut.choices[0].finish_reason == "stop" and cut.choices[0].stop_reason == stop
 

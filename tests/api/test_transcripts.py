@@ -2,8 +2,8 @@
 
 A file holds cases. Each begins with a line `=== name`; then come, in this order:
   > METHOD PATH            the request, followed by `Header: value` lines and, after a blank line, its body
-  < STATUS                 the answer, followed by lines that its header must contain, and after a blank line what
-                           its body must look like
+  < STATUS                 the answer, followed by lines that its header must contain, and after a blank line
+                           what its body must look like
 Every line of the expected body is one demand:
   text                     the body contains it
   !text                    it does not

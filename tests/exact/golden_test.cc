@@ -1,6 +1,6 @@
-// Logits against an independent implementation (tools/tiny_r1/golden.py): a float64 simulation of the W8A8 model
-// on the true int8 grids. Tolerances: an int8 rounding flip can tip a near-tie of the router at an isolated
-// position; systematic differences are errors.
+// Logits against an independent implementation (tools/tiny_r1/golden.py): a float64 simulation of the W8A8
+// model on the true int8 grids. Tolerances: an int8 rounding flip can tip a near-tie of the router at an
+// isolated position; systematic differences are errors.
 #include <gtest/gtest.h>
 
 #include "support/golden.h"
@@ -15,7 +15,8 @@ TEST_P(GoldenTest, TinyR1MatchesTheSimulation) {
   const auto table = kernels::ForIsa(GetParam());
   if (!table) GTEST_SKIP() << table.error().message;
   static const auto model = LoadModel(TinyR1Folder(), kTinyR1Tokens);
-  const auto golden = LoadGolden(std::string(TESSERA_SOURCE_DIR) + "/tests/golden/tiny_r1_small.safetensors", "w8a8");
+  const auto golden =
+      LoadGolden(std::string(TESSERA_SOURCE_DIR) + "/tests/golden/tiny_r1_small.safetensors", "w8a8");
   ExpectWithinTolerance(CompareWithGolden(*model, golden, **table));
 }
 
@@ -25,7 +26,8 @@ TEST_P(GoldenTest, RandomBf16MatchesTransformers) {
   const auto table = kernels::ForIsa(GetParam());
   if (!table) GTEST_SKIP() << table.error().message;
   const auto model = MakeOddModel(RandomFormat::kBf16);
-  const auto golden = LoadGolden(std::string(TESSERA_SOURCE_DIR) + "/tests/golden/random_bf16.safetensors", "bf16");
+  const auto golden =
+      LoadGolden(std::string(TESSERA_SOURCE_DIR) + "/tests/golden/random_bf16.safetensors", "bf16");
   ExpectWithinTolerance(CompareWithGolden(*model, golden, **table));
 }
 

@@ -1,6 +1,7 @@
-// The promise of docs/numerics.md as one hash: the same requests give the same token ids and logprob bits whatever
-// shares the step with them, however prompts are cut, what the prefix cache holds, who is preempted, and on every
-// thread count and instruction set. CI runs a pairwise cover; TESSERA_HASH=full runs the whole product.
+// The promise of docs/numerics.md as one hash: the same requests give the same token ids and logprob bits
+// whatever shares the step with them, however prompts are cut, what the prefix cache holds, who is preempted,
+// and on every thread count and instruction set. CI runs a pairwise cover; TESSERA_HASH=full runs the whole
+// product.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -18,16 +19,16 @@ namespace {
 constexpr int kBlockSize = 16;
 
 struct Cell {
-  int batch = 1;       // sequences that may run together; 64: with unrelated requests beside them
-  int chunk = 0;       // tokens of a prompt per step, 0: no limit
-  int prefix = 0;      // 0 cold, 1 warm, 2 partly evicted
+  int batch = 1;   // sequences that may run together; 64: with unrelated requests beside them
+  int chunk = 0;   // tokens of a prompt per step, 0: no limit
+  int prefix = 0;  // 0 cold, 1 warm, 2 partly evicted
   bool preempt = false;
   int threads = 1;
   kernels::Isa isa = kernels::Isa::kScalar;
 };
 
-const std::vector<std::vector<int>> kAxes = {
-    {1, 2, 7, 64}, {0, 1, 64, 300}, {0, 1, 2}, {0, 1}, {1, 2}, {0, 1, 2, 3}};
+const std::vector<std::vector<int>> kAxes = {{1, 2, 7, 64}, {0, 1, 64, 300}, {0, 1, 2},
+                                             {0, 1},        {1, 2},          {0, 1, 2, 3}};
 
 Cell MakeCell(const std::vector<int>& choice) {
   return {.batch = kAxes[0][choice[0]],
@@ -60,25 +61,53 @@ std::vector<Request> FixedRequests() {
     return std::vector<int32_t>(ids.begin(), ids.begin() + std::min(count, ids.size()));
   };
   std::vector<int32_t> shared;
-  for (int i = 0; shared.size() < 330; i = (i + 1) % 3) shared.insert(shared.end(), golden[i].ids.begin(), golden[i].ids.end());
+  for (int i = 0; shared.size() < 330; i = (i + 1) % 3)
+    shared.insert(shared.end(), golden[i].ids.begin(), golden[i].ids.end());
   shared.resize(330);
   std::vector<Request> requests(7);
-  requests[0] = {.id = "greedy", .prompt = prefix_of(0, 20), .sampling = {.temperature = 0, .max_tokens = 24, .num_logprobs = 3}};
-  requests[1] = {.id = "sampled", .prompt = prefix_of(1, 30),
-                 .sampling = {.temperature = 0.8f, .top_p = 0.9f, .seed = 11, .max_tokens = 20, .num_logprobs = 0}};
-  requests[2] = {.id = "long", .prompt = shared,
-                 .sampling = {.temperature = 0, .max_tokens = 8, .num_logprobs = 1, .num_prompt_logprobs = 1}};
-  requests[3] = {.id = "branches", .prompt = {shared.begin(), shared.begin() + 210}, .num_choices = 2,
-                 .sampling = {.temperature = 1, .repetition_penalty = 1.1f, .frequency_penalty = 0.2f,
-                              .presence_penalty = 0.1f, .seed = 12, .max_tokens = 16, .num_logprobs = 2}};
-  requests[4] = {.id = "one", .prompt = {0},
-                 .sampling = {.temperature = 1.3f, .top_k = 20, .min_p = 0.02f, .seed = ~uint64_t{0}, .max_tokens = 24,
+  requests[0] = {.id = "greedy",
+                 .prompt = prefix_of(0, 20),
+                 .sampling = {.temperature = 0, .max_tokens = 24, .num_logprobs = 3}};
+  requests[1] = {
+      .id = "sampled",
+      .prompt = prefix_of(1, 30),
+      .sampling = {.temperature = 0.8f, .top_p = 0.9f, .seed = 11, .max_tokens = 20, .num_logprobs = 0}};
+  requests[2] = {
+      .id = "long",
+      .prompt = shared,
+      .sampling = {.temperature = 0, .max_tokens = 8, .num_logprobs = 1, .num_prompt_logprobs = 1}};
+  requests[3] = {.id = "branches",
+                 .prompt = {shared.begin(), shared.begin() + 210},
+                 .num_choices = 2,
+                 .sampling = {.temperature = 1,
+                              .repetition_penalty = 1.1f,
+                              .frequency_penalty = 0.2f,
+                              .presence_penalty = 0.1f,
+                              .seed = 12,
+                              .max_tokens = 16,
+                              .num_logprobs = 2}};
+  requests[4] = {.id = "one",
+                 .prompt = {0},
+                 .sampling = {.temperature = 1.3f,
+                              .top_k = 20,
+                              .min_p = 0.02f,
+                              .seed = ~uint64_t{0},
+                              .max_tokens = 24,
                               .num_logprobs = 0}};
-  requests[5] = {.id = "biased", .prompt = prefix_of(2, 41),
-                 .sampling = {.temperature = 0.6f, .top_p = 0.95f, .seed = 13, .max_tokens = 18, .min_tokens = 9,
-                              .logit_bias = {{5, 2.5f}, {100, -100.0f}}, .bad_words = {{17}, {30, 31}}, .num_logprobs = 5}};
-  requests[6] = {.id = "noise", .prompt = RandomTokens(3, 97),
-                 .sampling = {.temperature = 1, .seed = 14, .max_tokens = 10, .ignore_eos = true, .num_logprobs = 0}};
+  requests[5] = {.id = "biased",
+                 .prompt = prefix_of(2, 41),
+                 .sampling = {.temperature = 0.6f,
+                              .top_p = 0.95f,
+                              .seed = 13,
+                              .max_tokens = 18,
+                              .min_tokens = 9,
+                              .logit_bias = {{5, 2.5f}, {100, -100.0f}},
+                              .bad_words = {{17}, {30, 31}},
+                              .num_logprobs = 5}};
+  requests[6] = {
+      .id = "noise",
+      .prompt = RandomTokens(3, 97),
+      .sampling = {.temperature = 1, .seed = 14, .max_tokens = 10, .ignore_eos = true, .num_logprobs = 0}};
   for (Request& request : requests) request.sampling.eos_ids = {1};
   return requests;
 }
@@ -87,9 +116,11 @@ std::vector<Request> FixedRequests() {
 std::vector<Request> Strangers(int count, int prompt_tokens) {
   std::vector<Request> strangers;
   for (int i = 0; i < count; ++i) {
-    strangers.push_back({.id = Format("stranger-{}", i), .prompt = RandomTokens(1000 + i, prompt_tokens + i % 7),
-                         .sampling = {.temperature = 1, .seed = static_cast<uint64_t>(i), .max_tokens = 5,
-                                      .ignore_eos = true}});
+    strangers.push_back(
+        {.id = Format("stranger-{}", i),
+         .prompt = RandomTokens(1000 + i, prompt_tokens + i % 7),
+         .sampling = {
+             .temperature = 1, .seed = static_cast<uint64_t>(i), .max_tokens = 5, .ignore_eos = true}});
   }
   return strangers;
 }
@@ -111,7 +142,8 @@ std::string HashOf(const Cell& cell, const LoadedModel& model) {
     std::rotate(together.begin(), together.begin() + 30, together.end());
   }
   if (cell.preempt) {
-    // Strangers that grow for long beside everybody: admission fills the small pool, growth takes blocks back.
+    // Strangers that grow for long beside everybody: admission fills the small pool, growth takes blocks
+    // back.
     std::vector<Request> growing = Strangers(3, 5);
     for (Request& stranger : growing) {
       stranger.id += "-growing";
@@ -127,7 +159,8 @@ std::string HashOf(const Cell& cell, const LoadedModel& model) {
   size_t at = 0;
   std::vector<std::vector<Answer>> by_request(fixed.size());
   for (const Request& request : together) {
-    const auto same = std::find_if(fixed.begin(), fixed.end(), [&](const Request& f) { return f.id == request.id; });
+    const auto same =
+        std::find_if(fixed.begin(), fixed.end(), [&](const Request& f) { return f.id == request.id; });
     for (int choice = 0; choice < request.num_choices; ++choice, ++at) {
       if (same != fixed.end()) by_request[same - fixed.begin()].push_back(answers[at]);
     }
@@ -220,9 +253,15 @@ std::string OddHash(const LoadedModel& model, kernels::Isa isa, int threads, int
   std::vector<Request> requests;
   for (const int length : {1, 2, 17, 90, 33}) {
     const std::vector<int32_t> tokens = RandomTokens(length, length);
-    Request request{.id = Format("odd-{}", length), .prompt = {},
-                    .sampling = {.temperature = 1, .top_p = 0.9f, .seed = 5, .max_tokens = 12, .ignore_eos = true,
-                                 .num_logprobs = 2, .num_prompt_logprobs = 0}};
+    Request request{.id = Format("odd-{}", length),
+                    .prompt = {},
+                    .sampling = {.temperature = 1,
+                                 .top_p = 0.9f,
+                                 .seed = 5,
+                                 .max_tokens = 12,
+                                 .ignore_eos = true,
+                                 .num_logprobs = 2,
+                                 .num_prompt_logprobs = 0}};
     for (const int32_t token : tokens) request.prompt.push_back(token % model.config.vocab_size);
     requests.push_back(std::move(request));
   }
@@ -251,7 +290,8 @@ TEST(Hash, IsTheSameForOddShapes) {
   }
 }
 
-// A model whose expert terms leave the range of fixed point: the request ends with an error that names the layer.
+// A model whose expert terms leave the range of fixed point: the request ends with an error that names the
+// layer.
 TEST(Hash, OutOfRangeTermsAreErrorsNotData) {
   const auto model = MakeOddModel(RandomFormat::kBf16);
   model->config.routed_scaling_factor = 1e30f;
@@ -260,10 +300,12 @@ TEST(Hash, OutOfRangeTermsAreErrorsNotData) {
     WorldOptions options{.isa = static_cast<kernels::Isa>(isa), .engine = {}};
     options.engine = {.num_blocks = 10, .block_size = kBlockSize, .max_model_len = 128};
     World world(*model, options);
-    const std::vector<Answer> answers = world.Run({{.id = "doomed", .prompt = {1, 2, 3}, .sampling = {.eos_ids = {1}}}});
+    const std::vector<Answer> answers =
+        world.Run({{.id = "doomed", .prompt = {1, 2, 3}, .sampling = {.eos_ids = {1}}}});
     EXPECT_EQ(answers[0].finish, FinishReason::kError);
     EXPECT_EQ(answers[0].error.kind, ErrorKind::kInternal);
-    EXPECT_NE(answers[0].error.message.find("layer 1: down_proj"), std::string::npos) << answers[0].error.message;
+    EXPECT_NE(answers[0].error.message.find("layer 1: down_proj"), std::string::npos)
+        << answers[0].error.message;
     EXPECT_EQ(world.engine().Stats().num_blocks_used, 0);
   }
 }

@@ -1,3 +1,4 @@
+// Reads stored logits and measures how far ours are from them.
 #include "support/golden.h"
 
 #include <gtest/gtest.h>
@@ -27,7 +28,8 @@ std::vector<float> Widen(const std::vector<std::byte>& bytes) {
 }
 
 // All logits of one sequence, computed in one step.
-std::vector<float> OurLogits(const LoadedModel& model, const std::vector<int32_t>& ids, const kernels::Kernels& table) {
+std::vector<float> OurLogits(const LoadedModel& model, const std::vector<int32_t>& ids,
+                             const kernels::Kernels& table) {
   constexpr int kBlockSize = 16;
   const int length = static_cast<int>(ids.size());
   const int num_blocks = (length + kBlockSize - 1) / kBlockSize;
@@ -67,7 +69,8 @@ std::vector<GoldenSequence> LoadGolden(const std::string& path, const std::strin
     const auto* first = reinterpret_cast<const int32_t*>(ids.data());
     GoldenSequence sequence{.ids = {first, first + ids.size() / 4}, .logits = {}};
     const bool half = file->tensors().at(logits).dtype == Dtype::kFp16;
-    sequence.logits = half ? Widen<_Float16>(ReadTensor(*file, logits)) : Widen<float>(ReadTensor(*file, logits));
+    sequence.logits =
+        half ? Widen<_Float16>(ReadTensor(*file, logits)) : Widen<float>(ReadTensor(*file, logits));
     golden.push_back(std::move(sequence));
   }
 }
@@ -87,9 +90,11 @@ GoldenComparison CompareWithGolden(const LoadedModel& model, const std::vector<G
       const auto b = std::span<const float>(sequence.logits).subspan(t * vocab, vocab);
       const auto dot = [](auto x, auto y) { return std::inner_product(x.begin(), x.end(), y.begin(), 0.0); };
       result.cosines.push_back(dot(a, b) / std::sqrt(dot(a, a) * dot(b, b)));
-      equal += std::max_element(a.begin(), a.end()) - a.begin() == std::max_element(b.begin(), b.end()) - b.begin();
+      equal += std::max_element(a.begin(), a.end()) - a.begin() ==
+               std::max_element(b.begin(), b.end()) - b.begin();
       if (t + 1 < sequence.ids.size()) {
-        difference += std::abs(LogProbability(a, sequence.ids[t + 1]) - LogProbability(b, sequence.ids[t + 1]));
+        difference +=
+            std::abs(LogProbability(a, sequence.ids[t + 1]) - LogProbability(b, sequence.ids[t + 1]));
         ++targets;
       }
     }
@@ -105,9 +110,11 @@ void ExpectWithinTolerance(const GoldenComparison& comparison) {
   const double count = static_cast<double>(sorted.size());
   const double median = sorted[sorted.size() / 2];
   const double mean = std::accumulate(sorted.begin(), sorted.end(), 0.0) / count;
-  const double low = static_cast<double>(std::lower_bound(sorted.begin(), sorted.end(), 0.98) - sorted.begin());
-  std::printf("%.0f positions: cosine median %.6f mean %.6f, %.0f below 0.98, top-1 equal %.4f, logprob %.5f\n", count,
-              median, mean, low, comparison.top1_equal, comparison.mean_logprob_difference);
+  const double low =
+      static_cast<double>(std::lower_bound(sorted.begin(), sorted.end(), 0.98) - sorted.begin());
+  std::printf(
+      "%.0f positions: cosine median %.6f mean %.6f, %.0f below 0.98, top-1 equal %.4f, logprob %.5f\n",
+      count, median, mean, low, comparison.top1_equal, comparison.mean_logprob_difference);
   EXPECT_GE(median, 0.9999);
   EXPECT_GE(mean, 0.999);
   EXPECT_LE(low, 0.01 * count);

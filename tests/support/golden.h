@@ -17,8 +17,8 @@ struct GoldenSequence {
 std::vector<GoldenSequence> LoadGolden(const std::string& path, const std::string& kind);
 
 struct GoldenComparison {
-  std::vector<double> cosines;  // per position
-  double top1_equal = 0;        // share of positions
+  std::vector<double> cosines;         // per position
+  double top1_equal = 0;               // share of positions
   double mean_logprob_difference = 0;  // of the true next token
 };
 GoldenComparison CompareWithGolden(const LoadedModel& model, const std::vector<GoldenSequence>& golden,

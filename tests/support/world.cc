@@ -1,3 +1,4 @@
+// Loads checkpoints and runs requests through a whole engine in this process.
 #include "support/world.h"
 
 #include <condition_variable>
@@ -41,7 +42,9 @@ std::string Bytes(const std::vector<RowOutput>& rows) {
 
 }  // namespace
 
-std::string TinyR1Folder() { return std::string(TESSERA_SOURCE_DIR) + "/models/tiny-r1"; }
+std::string TinyR1Folder() {
+  return std::string(TESSERA_SOURCE_DIR) + "/models/tiny-r1";
+}
 
 std::unique_ptr<LoadedModel> LoadModel(const std::string& folder, int num_tokens) {
   auto model = std::make_unique<LoadedModel>();
@@ -113,7 +116,8 @@ std::vector<Answer> World::Run(const std::vector<Request>& requests) {
     outboxes.push_back(std::make_shared<Outbox>(notify));
     Request numbered = request;
     numbered.id = run + request.id;
-    const Status submitted = engine_->Submit(std::make_shared<const Request>(std::move(numbered)), outboxes.back());
+    const Status submitted =
+        engine_->Submit(std::make_shared<const Request>(std::move(numbered)), outboxes.back());
     if (!submitted) {
       std::fprintf(stderr, "%s\n", submitted.error().message.c_str());
       std::abort();

@@ -1,5 +1,5 @@
-// One loaded checkpoint and, on demand, a whole engine over it in this process: what the exactness tests drive.
-// Answers are collected as flat values, so that they can be compared and hashed.
+// One loaded checkpoint and, on demand, a whole engine over it in this process: what the exactness tests
+// drive. Answers are collected as flat values, so that they can be compared and hashed.
 #pragma once
 
 #include <memory>
