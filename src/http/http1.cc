@@ -115,7 +115,8 @@ RequestReader::State RequestReader::ReadHeader() {
   std::string_view rest = std::string_view(buffer_).substr(consumed_);
   for (; scanned_ == 0 && rest.starts_with("\r\n"); rest.remove_prefix(2)) consumed_ += 2;
   if (scanned_ == 0 && rest == "\r") return state_;
-  const size_t size = rest.size();
+  // No further than the limit, so that the verdict does not depend on how much has arrived.
+  const size_t size = std::min(rest.size(), limits_.max_header_bytes);
   for (; scanned_ < size; ++scanned_) {
     const char c = rest[scanned_];
     if (c == '\0') return Refuse(400, "the header holds a NUL byte");

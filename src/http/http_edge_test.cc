@@ -139,6 +139,13 @@ TEST(Http1Test, Limits) {
       1u);
 }
 
+TEST(Http1Test, WhatLiesBeyondTheHeaderLimitIsNotLookedAt) {
+  const HttpLimits limits{.max_header_bytes = 200, .max_headers = 3, .max_body_bytes = 10};
+  const std::string text = "GET / HTTP/1.1\r\nX: " + std::string(200, 'x') + "\n\r\n\r\n";
+  EXPECT_EQ(Read(text, 1000, limits).status, 431);
+  EXPECT_EQ(Read(text, 1, limits).status, 431);
+}
+
 TEST(Http1Test, LimitBodyAppliesToTheRequestBeingRead) {
   RequestReader reader(HttpLimits{});
   reader.Append("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\nExpect: 100-continue\r\n\r\n");

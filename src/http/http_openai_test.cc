@@ -269,9 +269,24 @@ TEST(OpenAiTest, ChatMessagesBecomeTemplateInput) {
   EXPECT_EQ(call.chat.messages,
             R"([{"role":"system","content":"a\nb"},{"role":"aaaa","content":null,"tool_calls":[{"id":"1"}],)"
             R"("reasoning":"r","reasoning_content":"r"},{"role":"assistant","content":"x"}])");
-  EXPECT_EQ(call.chat.kwargs, R"({"k":1,"reasoning_effort":"low","enable_thinking":true})");
+  EXPECT_EQ(call.chat.kwargs, R"({"reasoning_effort":"low","enable_thinking":true,"k":1})");
   EXPECT_TRUE(call.chat.continue_final_message);
   EXPECT_EQ(call.last_role, "assistant");
+}
+
+TEST(OpenAiTest, TemplateVariablesOfTheRequestWinOverThoseOfTheServer) {
+  ApiOptions options = Options();
+  options.default_chat_template_kwargs = R"({"enable_thinking":true,"a":1,"b":2})";
+  const CallRules rules{options, 1000};
+  const auto kwargs = [&](const std::string& fields) {
+    const auto body = ParseBody(R"({"messages":[{"role":"user","content":"x"}])" + fields + "}");
+    return ParseChatCall(*body, rules).value().chat.kwargs;
+  };
+  EXPECT_EQ(kwargs(""), R"({"enable_thinking":true,"a":1,"b":2})");
+  EXPECT_EQ(kwargs(R"(,"reasoning_effort":"none","chat_template_kwargs":{"a":3})"),
+            R"({"b":2,"reasoning_effort":"none","enable_thinking":false,"a":3})");
+  EXPECT_EQ(kwargs(R"(,"reasoning_effort":"none","chat_template_kwargs":{"enable_thinking":7})"),
+            R"({"a":1,"b":2,"reasoning_effort":"none","enable_thinking":7})");
 }
 
 TEST(OpenAiTest, ChatRules) {

@@ -86,12 +86,16 @@ ApiStatus AppendMessage(std::string& out, const JsonObject& message, size_t inde
   return {};
 }
 
-void AppendMembers(std::string& out, const JsonObject& members, const JsonObject* overrides) {
+bool Has(const JsonObject* members, std::string_view key) {
+  return members && std::any_of(members->begin(), members->end(),
+                                [&](const JsonMember& member) { return member.key == key; });
+}
+
+// Appends those of `members` whose names are in neither of the others.
+void AppendMembers(std::string& out, const JsonObject& members, const JsonObject* first_override,
+                   const JsonObject* second_override = nullptr) {
   for (const JsonMember& member : members) {
-    if (overrides && std::any_of(overrides->begin(), overrides->end(),
-                                 [&](const JsonMember& other) { return other.key == member.key; })) {
-      continue;
-    }
+    if (Has(first_override, member.key) || Has(second_override, member.key)) continue;
     if (out.size() > 1) out += ',';
     AppendJsonString(out, member.key);
     out += ':';
@@ -161,16 +165,16 @@ ApiResult<ChatInput> ChatFields::Build(const ApiOptions& options) const {
     input.tools.clear();
     AppendJson(input.tools, *tools_);
   }
-  const auto standard = ParseJson(options.default_chat_template_kwargs);
-  input.kwargs = "{";
-  if (standard && standard->AsObject()) AppendMembers(input.kwargs, *standard->AsObject(), kwargs_);
-  if (kwargs_) AppendMembers(input.kwargs, *kwargs_, nullptr);
+  JsonObject effort;
   if (!reasoning_effort_.empty()) {
-    JsonObject effort;
     effort.push_back({"reasoning_effort", JsonValue(reasoning_effort_)});
     effort.push_back({"enable_thinking", JsonValue(reasoning_effort_ != "none")});
-    AppendMembers(input.kwargs, effort, kwargs_);
   }
+  const auto standard = ParseJson(options.default_chat_template_kwargs);
+  input.kwargs = "{";
+  if (standard && standard->AsObject()) AppendMembers(input.kwargs, *standard->AsObject(), &effort, kwargs_);
+  AppendMembers(input.kwargs, effort, kwargs_);
+  if (kwargs_) AppendMembers(input.kwargs, *kwargs_, nullptr);
   input.kwargs += '}';
   return input;
 }
