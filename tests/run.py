@@ -217,7 +217,7 @@ def chosen(suite, names, fast):
 
 def prepare(names, fast):
     """Builds what the run needs. Returns the presets that could not be built."""
-    presets = ["release"]
+    presets = ["release"] if names != ["tidy"] else []  # tidy reads sources only
     if names:
         presets += [preset for preset in ("asan", "tsan") if any(preset in name for name in names)]
     elif not fast:
