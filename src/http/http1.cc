@@ -50,6 +50,12 @@ bool Names(std::string_view value, std::string_view token) {
   }
 }
 
+// Whether the end of a chunked body, with the line end of the chunk before it, holds no trailer.
+bool IsLastChunk(std::string_view end) {
+  if (end.starts_with("\r\n")) end.remove_prefix(2);
+  return end.substr(std::min(end.find("\r\n"), end.size())) == "\r\n\r\n";
+}
+
 bool IsRequestLine(std::string_view line) {
   const size_t first = line.find(' ');
   const size_t second = first == std::string_view::npos ? first : line.find(' ', first + 1);
@@ -68,9 +74,11 @@ bool IsRequestLine(std::string_view line) {
 
 struct RequestReader::Parser {
   beast_http::request_parser<beast_http::string_body> beast;
+  bool in_chunk_header = false;  // the last put() read one
   // Beast keeps a reference to the callback.
   std::function<void(uint64_t, boost::beast::string_view, error_code&)> on_chunk =
-      [](uint64_t, boost::beast::string_view extensions, error_code& error) {
+      [this](uint64_t, boost::beast::string_view extensions, error_code& error) {
+        in_chunk_header = true;
         if (!extensions.empty()) error = beast_http::error::bad_chunk_extension;
       };
 };
@@ -253,8 +261,9 @@ RequestReader::State RequestReader::ReadBody() {
   }
   while (!beast.is_done() && buffered_bytes() >= (chunked_ ? kMinChunkedBytes : 1)) {
     error_code error;
-    const size_t used =
-        beast.put(boost::asio::const_buffer(buffer_.data() + consumed_, buffer_.size() - consumed_), error);
+    const std::string_view rest = std::string_view(buffer_).substr(consumed_);
+    parser_->in_chunk_header = false;
+    const size_t used = beast.put(boost::asio::const_buffer(rest.data(), rest.size()), error);
     consumed_ += used;
     if (beast.get().body().size() > max_body_bytes_) {
       return Refuse(413, Format("the request body is longer than {} bytes", max_body_bytes_));
@@ -265,6 +274,13 @@ RequestReader::State RequestReader::ReadBody() {
       break;
     }
     if (error) return Refuse(400, Format("the request body is malformed: {}", error.message()));
+    // Both as if the bytes had come one by one.
+    if (parser_->in_chunk_header && used > kMaxChunkHeaderBytes + 1) {
+      return Refuse(400, "a chunk header or trailer is too long");
+    }
+    if (chunked_ && beast.is_done() && !IsLastChunk(rest.substr(0, used))) {
+      return Refuse(400, "the chunked body has trailer fields");
+    }
   }
   if (!beast.is_done()) return state_;
   request_.body = std::move(beast.get().body());

@@ -118,6 +118,10 @@ TEST(Http1Test, RefusesBrokenChunks) {
         StatusOf("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + std::string(body)), 400)
         << body;
   }
+  const std::string chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+  EXPECT_EQ(StatusOf(chunked + "3\r\nhel\r\n0\r\nContent-Length: 5\r\n\r\n"), 400);
+  EXPECT_EQ(StatusOf(chunked + std::string(1022, '0') + "3\r\nhel\r\n0\r\n\r\n"), 0);
+  EXPECT_EQ(StatusOf(chunked + std::string(1023, '0') + "3\r\nhel\r\n0\r\n\r\n"), 400);
   std::string endless = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n";
   for (int i = 0; i < 200; ++i) endless += "trailer: x\r\n";
   EXPECT_EQ(StatusOf(endless), 400);
