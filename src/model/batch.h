@@ -76,19 +76,27 @@ class FixedSums {
     return {
         .sums = sums_.data(), .stride = width_, .max_bits = max_bits_.data() + int64_t{thread} * num_rows_};
   }
-  // Adds a row to its residual; false, and a NaN residual, when one of its terms is out of range.
-  bool AddTo(int row, float* residual, const kernels::Kernels& kernels) const {
-    for (int thread = 0; thread < num_threads_; ++thread) {
-      if (max_bits_[int64_t{thread} * num_rows_ + row] >= kernels::kMaxTermBits) {
-        std::fill_n(residual, width_, __builtin_nanf(""));
-        return false;
-      }
+  // Adds row `row` to the residual [token][width] of `token`. Marks the token when one of the terms is out of
+  // range; a token that has failed, here or before, gets a NaN residual.
+  void AddTo(int row, float* residual, int token, int layer, const char* operation,
+             const kernels::Kernels& kernels, RowFailures& failures) const {
+    float* target = residual + int64_t{token} * width_;
+    if (OutOfRange(row)) failures.Mark(token, layer, operation);
+    if (failures.failed(token)) {
+      std::fill_n(target, width_, __builtin_nanf(""));
+    } else {
+      kernels.add_fixed(sums_.data() + int64_t{row} * width_, width_, target);
     }
-    kernels.add_fixed(sums_.data() + int64_t{row} * width_, width_, residual);
-    return true;
   }
 
  private:
+  bool OutOfRange(int row) const {
+    for (int thread = 0; thread < num_threads_; ++thread) {
+      if (max_bits_[int64_t{thread} * num_rows_ + row] >= kernels::kMaxTermBits) return true;
+    }
+    return false;
+  }
+
   int num_rows_ = 0;
   int width_ = 0;
   int num_threads_ = 0;

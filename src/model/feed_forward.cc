@@ -2,15 +2,6 @@
 #include "model/feed_forward.h"
 
 namespace tessera {
-namespace {
-
-template <typename T>
-void Grow(std::vector<T>& values, int64_t size) {
-  if (static_cast<int64_t>(values.size()) < size) values.resize(size);
-}
-
-}  // namespace
-
 FeedForwardBlock::FeedForwardBlock(const ModelConfig& config, const kernels::Kernels& kernels,
                                    ThreadPool& threads)
     : config_(config),
@@ -113,7 +104,11 @@ void FeedForwardBlock::MakeBranches(const LayerWeights& weights, int num_tokens,
   }
   const FeedForward* whole = routed ? &weights.shared : &weights.dense;
   if (whole->gate.num_outputs > 0) {
-    add({.weights = whole, .count = num_tokens, .inputs = &whole_inputs_, .down = &whole_down_});
+    const bool shared = !branches_.empty() && ShareInputs(whole->gate, branches_.front().weights->gate);
+    add({.weights = whole,
+         .count = num_tokens,
+         .inputs = shared ? &routed_inputs_ : &whole_inputs_,
+         .down = &whole_down_});
   }
   Grow(gate_out_, hidden_at);
   Grow(up_out_, hidden_at);
@@ -129,17 +124,18 @@ void FeedForwardBlock::PrepareInputs(int num_tokens) {
   const int hidden = config_.hidden_size;
   const auto normed = [&](int token) { return normed_.data() + int64_t{token} * hidden; };
   const int tasks = NumTasks(num_tokens, int64_t{num_tokens} * hidden * 8, threads_);
-  // One row per token: the first branch of each kind stands for all.
-  const Branch* shared_rows[2] = {};
+  // One row per token, written once: any branch of the same Inputs stands for all.
+  const Linear* routed_form = nullptr;
+  const Linear* whole_form = nullptr;
   for (const Branch& branch : branches_) {
-    if (!branch.per_row_inputs()) shared_rows[branch.tokens == nullptr ? 0 : 1] = &branch;
+    if (branch.per_row_inputs()) continue;
+    (branch.inputs == &routed_inputs_ ? routed_form : whole_form) = &branch.weights->gate;
   }
   threads_.ParallelFor(tasks, [&](int task, int) {
     const auto [begin, end] = ShareOf(num_tokens, tasks, task);
-    for (const Branch* branch : shared_rows) {
-      if (branch == nullptr) continue;
-      for (int t = begin; t < end; ++t)
-        branch->inputs->gate.Set(t, branch->weights->gate, normed(t), kernels_);
+    for (int t = begin; t < end; ++t) {
+      if (routed_form != nullptr) routed_inputs_.gate.Set(t, *routed_form, normed(t), kernels_);
+      if (whole_form != nullptr) whole_inputs_.gate.Set(t, *whole_form, normed(t), kernels_);
     }
   });
   threads_.ParallelFor(static_cast<int>(branches_.size()), [&](int task, int) {
@@ -234,14 +230,11 @@ void FeedForwardBlock::Down(int num_tokens) {
 }
 
 void FeedForwardBlock::AddResidual(int layer, int num_tokens, float* residual, RowFailures& failures) {
-  const int hidden = config_.hidden_size;
-  const int tasks = NumTasks(num_tokens, int64_t{num_tokens} * hidden * 8, threads_);
+  const int tasks = NumTasks(num_tokens, int64_t{num_tokens} * config_.hidden_size * 8, threads_);
   threads_.ParallelFor(tasks, [&](int task, int) {
     const auto [begin, end] = ShareOf(num_tokens, tasks, task);
     for (int t = begin; t < end; ++t) {
-      float* row = residual + int64_t{t} * hidden;
-      if (!sums_.AddTo(t, row, kernels_)) failures.Mark(t, layer, "down_proj");
-      if (failures.failed(t)) std::fill_n(row, hidden, __builtin_nanf(""));
+      sums_.AddTo(t, residual, t, layer, "down_proj", kernels_, failures);
     }
   });
 }

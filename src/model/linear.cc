@@ -5,19 +5,16 @@ namespace tessera {
 
 void LinearInput::Reshape(const Linear& linear, int num_rows) {
   num_leaves_ = linear.num_leaves;
-  const size_t rows = static_cast<size_t>(num_rows);
-  const auto grow = [](auto& values, size_t size) {
-    if (values.size() < size) values.resize(size);
-  };
+  const int64_t rows = num_rows;
   if (linear.scheme == Scheme::kBf16) {
     stride_ = int64_t{linear.bf16.leaf_pad()} * num_leaves_;
-    grow(bf16_, rows * stride_);
+    Grow(bf16_, rows * stride_);
     return;
   }
   stride_ = int64_t{linear.int8.leaf_pad()} * num_leaves_;
-  grow(int8_, rows * stride_);
-  grow(sums_, rows * num_leaves_);
-  if (linear.scheme == Scheme::kInt8Dynamic) grow(scales_, rows * num_leaves_);
+  Grow(int8_, rows * stride_);
+  Grow(sums_, rows * num_leaves_);
+  if (linear.scheme == Scheme::kInt8Dynamic) Grow(scales_, rows * num_leaves_);
 }
 
 void LinearInput::Set(int row, const Linear& linear, const float* x, const kernels::Kernels& kernels) {

@@ -13,6 +13,19 @@
 
 namespace tessera {
 
+// Work buffers grow, never shrink.
+template <typename T>
+void Grow(std::vector<T>& values, int64_t size) {
+  if (static_cast<int64_t>(values.size()) < size) values.resize(size);
+}
+
+// Whether one LinearInput serves both: the form of a row depends on the row alone, not on scales of the
+// linear.
+inline bool ShareInputs(const Linear& a, const Linear& b) {
+  return a.scheme == b.scheme && a.scheme != Scheme::kInt8Static && a.k == b.k &&
+         a.num_leaves == b.num_leaves;
+}
+
 // Input rows of one linear (or of several of one scheme and width). Grows, never shrinks.
 class LinearInput {
  public:

@@ -11,11 +11,6 @@ namespace {
 // Tokens whose queries are held at a time: 38 MB of absorbed queries for R1.
 constexpr int kTokenBlock = 256;
 
-template <typename T>
-void Grow(std::vector<T>& values, int64_t size) {
-  if (static_cast<int64_t>(values.size()) < size) values.resize(size);
-}
-
 }  // namespace
 
 Mla::Mla(const ModelConfig& config, const RotaryTables& rotary, const kernels::Kernels& kernels,
@@ -266,9 +261,7 @@ void Mla::ProjectOutputs(int layer, const LayerWeights& weights, int first, int 
   threads_.ParallelFor(add_tasks, [&](int task, int) {
     const auto [begin, end] = ShareOf(count, add_tasks, task);
     for (int t = begin; t < end; ++t) {
-      float* row = residual + int64_t{first + t} * hidden;
-      if (!sums_.AddTo(t, row, kernels_)) failures.Mark(first + t, layer, "o_proj");
-      if (failures.failed(first + t)) std::fill_n(row, hidden, __builtin_nanf(""));
+      sums_.AddTo(t, residual, first + t, layer, "o_proj", kernels_, failures);
     }
   });
 }
