@@ -140,32 +140,25 @@ struct StaticToFixed {
   TESSERA_INLINE void End(Row& row) const { row.sink.End(); }
 };
 
-struct ChainToBf16 {
-  Bf16* out;
-  int64_t out_stride;
-  struct Row {
-    Bf16* out;
-  };
-  TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
-    row->out = out + OutRow(rows, i) * out_stride;
-  }
-  TESSERA_INLINE void Emit(Row& row, F acc, int column, int count) const {
-    StoreBf16(row.out + column, acc, count);
-  }
-  TESSERA_INLINE void End(Row& row) const {}
-};
+TESSERA_INLINE void StoreChain(Bf16* at, F x, int count) {
+  StoreBf16(at, x, count);
+}
+TESSERA_INLINE void StoreChain(float* at, F x, int count) {
+  StoreF(at, x, count);
+}
 
-struct ChainToFloat {
-  float* out;
+template <class Output>
+struct ChainTo {
+  Output* out;
   int64_t out_stride;
   struct Row {
-    float* out;
+    Output* out;
   };
   TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
     row->out = out + OutRow(rows, i) * out_stride;
   }
   TESSERA_INLINE void Emit(Row& row, F acc, int column, int count) const {
-    StoreF(row.out + column, acc, count);
+    StoreChain(row.out + column, acc, count);
   }
   TESSERA_INLINE void End(Row& row) const {}
 };
@@ -393,11 +386,11 @@ TESSERA_INLINE ChainShape<PairOp> PairShape(const Bf16Rows& in, const PackedBf16
 
 inline void GemmBf16(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, int panel_begin,
                      int panel_end, Bf16* out, int64_t out_stride) {
-  ChainGemm(PairShape(in, weight), rows, panel_begin, panel_end, ChainToBf16{out, out_stride});
+  ChainGemm(PairShape(in, weight), rows, panel_begin, panel_end, ChainTo<Bf16>{out, out_stride});
 }
 inline void GemmBf16Float(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, int panel_begin,
                           int panel_end, float* out, int64_t out_stride) {
-  ChainGemm(PairShape(in, weight), rows, panel_begin, panel_end, ChainToFloat{out, out_stride});
+  ChainGemm(PairShape(in, weight), rows, panel_begin, panel_end, ChainTo<float>{out, out_stride});
 }
 inline void GemmBf16Fixed(const Bf16Rows& in, const PackedBf16& weight, const float* row_weight,
                           const RowMap& rows, int panel_begin, int panel_end, const FixedRows& out) {
@@ -406,5 +399,5 @@ inline void GemmBf16Fixed(const Bf16Rows& in, const PackedBf16& weight, const fl
 inline void GemmFloat(const float* in, int64_t in_stride, const PackedFloat& weight, int num_rows,
                       int panel_begin, int panel_end, float* out, int64_t out_stride) {
   const ChainShape<FloatOp> shape = {in, in_stride, weight.panels, weight.num_outputs, 1, weight.k};
-  ChainGemm(shape, RowMap{.count = num_rows}, panel_begin, panel_end, ChainToFloat{out, out_stride});
+  ChainGemm(shape, RowMap{.count = num_rows}, panel_begin, panel_end, ChainTo<float>{out, out_stride});
 }
