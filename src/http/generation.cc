@@ -370,20 +370,25 @@ void Generation::EmitChunk(Choice& choice, int index, bool force, std::string& o
     return;
   const std::string logprobs = choice.logprobs.empty() ? std::string() : choice.logprobs.Take();
   const Usage usage = ChoiceUsage(choice);
-  const int prompt = index / call_.num_choices;
-  writer_->AppendChunk(out,
-                       {.index = index,
-                        .text = choice.text,
-                        .reasoning = choice.reasoning,
-                        .logprobs = logprobs,
-                        .finish = choice.finish,
-                        .stop_reason = choice.stop_reason,
-                        .token_ids = call_.return_token_ids ? &choice.ids : nullptr,
-                        .prompt_ids = first && call_.return_token_ids ? &request(prompt).prompt : nullptr,
-                        .usage = call_.continuous_usage ? &usage : nullptr});
+  AnswerPiece piece = PieceOf(choice, index, logprobs);
+  if (!first) piece.prompt_ids = nullptr;
+  piece.usage = call_.continuous_usage ? &usage : nullptr;
+  writer_->AppendChunk(out, piece);
   choice.text.clear();
   choice.reasoning.clear();
   choice.ids.clear();
+}
+
+// What a chunk and a whole answer say alike. Refers to `choice` and `logprobs`.
+AnswerPiece Generation::PieceOf(const Choice& choice, int index, std::string_view logprobs) const {
+  return {.index = index,
+          .text = choice.text,
+          .reasoning = choice.reasoning,
+          .logprobs = logprobs,
+          .finish = choice.finish,
+          .stop_reason = choice.stop_reason,
+          .token_ids = call_.return_token_ids ? &choice.ids : nullptr,
+          .prompt_ids = call_.return_token_ids ? &request(index / call_.num_choices).prompt : nullptr};
 }
 
 void Generation::FinishAll(std::string& out) {
@@ -411,17 +416,10 @@ std::string Generation::WholeBody() {
   std::string choices;
   for (size_t i = 0; i < choices_.size(); ++i) {
     Choice& choice = choices_[i];
-    const int prompt = static_cast<int>(i) / call_.num_choices;
     const std::string logprobs = choice.logprobs.empty() ? std::string() : choice.logprobs.Take();
-    writer_->AppendChoice(choices, {.index = static_cast<int>(i),
-                                    .text = choice.text,
-                                    .reasoning = choice.reasoning,
-                                    .logprobs = logprobs,
-                                    .finish = choice.finish,
-                                    .stop_reason = choice.stop_reason,
-                                    .token_ids = call_.return_token_ids ? &choice.ids : nullptr,
-                                    .prompt_ids = call_.return_token_ids ? &request(prompt).prompt : nullptr,
-                                    .prompt_logprobs = choice.prompt_logprobs});
+    AnswerPiece piece = PieceOf(choice, static_cast<int>(i), logprobs);
+    piece.prompt_logprobs = choice.prompt_logprobs;
+    writer_->AppendChoice(choices, piece);
   }
   return writer_->Whole(choices, TotalUsage(), choices_[0].prompt_logprobs,
                         call_.return_token_ids ? &request(0).prompt : nullptr);

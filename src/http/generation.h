@@ -57,6 +57,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void OnToken(Choice& choice, int index, const TokenEvent& event, const RowOutput& row, std::string& out);
   void CloseText(Choice& choice, const TokenEvent& event);
   void AppendText(Choice& choice, std::string_view text);
+  AnswerPiece PieceOf(const Choice& choice, int index, std::string_view logprobs) const;
   void EmitChunk(Choice& choice, int index, bool force, std::string& out);
   void FinishChoice(Choice& choice);
   void FinishAll(std::string& out);
