@@ -8,7 +8,6 @@
 
 #include "base/file.h"
 #include "base/memory.h"
-#include "base/queue.h"
 #include "base/random.h"
 #include "base/sha256.h"
 #include "base/threads.h"
@@ -60,19 +59,6 @@ TEST(ThreadPool, WakesSleepingWorkers) {
     pool.ParallelFor(100, [&](int task, int) { sum += task; });
     EXPECT_EQ(sum, 4950);
   }
-}
-
-TEST(BoundedQueue, RefusesWhenFullAndWakesOnClose) {
-  BoundedQueue<int> queue(2);
-  int one = 1, two = 2, three = 3;
-  EXPECT_TRUE(queue.TryPush(one));
-  EXPECT_TRUE(queue.TryPush(two));
-  EXPECT_FALSE(queue.TryPush(three));
-  EXPECT_EQ(queue.PopAll({}), (std::vector<int>{1, 2}));
-  std::thread closer([&] { queue.Close(); });
-  EXPECT_TRUE(queue.PopAll(std::chrono::seconds(20)).empty());
-  closer.join();
-  EXPECT_FALSE(queue.TryPush(three));
 }
 
 TEST(Arena, IsZeroAlignedAndLazy) {

@@ -14,7 +14,6 @@ enum class ErrorKind {
   kInvalid,      // bad input: HTTP 400, or refusal at start
   kNotFound,     // a name that does not exist: HTTP 404
   kExhausted,    // no room: HTTP 429 or 503
-  kCancelled,    // the client left
   kDeadline,     // a limit in time ran out
   kUnavailable,  // a rank, link or service is gone: HTTP 503
   kInternal,     // the computation failed (non-finite values): HTTP 500

@@ -1,4 +1,4 @@
-// A pinned pool for loops over independent tasks, and how many cores there are.
+// A pool for loops over independent tasks, and how many cores there are.
 #pragma once
 
 #include <atomic>

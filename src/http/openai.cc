@@ -83,6 +83,16 @@ ApiStatus CheckSequences(const GenerationCall& call) {
       "n", Format("the request asks for {} sequences, at most {} are allowed.", sequences, kMaxSequences));
 }
 
+// The order in which both endpoints look: types, the model, what is not built, ranges.
+ApiResult<void> CheckCall(FieldReader& fields, CallKind kind, const CallRules& rules,
+                          SamplingFields& sampling, GenerationCall& call) {
+  if (auto error = fields.TypeErrors()) return std::unexpected(std::move(*error));
+  if (auto status = CheckModel(fields, rules.options); !status) return std::unexpected(status.error());
+  if (auto status = RefuseUnsupported(fields, kind); !status) return std::unexpected(status.error());
+  if (auto error = fields.TypeErrors()) return std::unexpected(std::move(*error));
+  return sampling.Check(rules, call);
+}
+
 }  // namespace
 
 std::string ErrorBody(const ApiError& error) {
@@ -119,7 +129,6 @@ ApiError FromError(const Error& error) {
       return {.status = 404, .type = "NotFoundError", .message = error.message, .param = error.param};
     case ErrorKind::kExhausted:
       return {.status = 429, .type = "ServiceUnavailableError", .message = error.message, .retry_after_s = 1};
-    case ErrorKind::kCancelled:
     case ErrorKind::kDeadline:
     case ErrorKind::kUnavailable:
       return {.status = 503, .type = "ServiceUnavailableError", .message = error.message, .retry_after_s = 5};
@@ -156,12 +165,9 @@ ApiResult<GenerationCall> ParseCompletionCall(const JsonValue& body, const CallR
     fields.Report("prompt", "Input should be a valid string");
     fields.Report("prompt", "Input should be a valid list");
   }
-  if (auto error = fields.TypeErrors()) return std::unexpected(std::move(*error));
-  if (auto status = CheckModel(fields, rules.options); !status) return std::unexpected(status.error());
-  if (auto status = RefuseUnsupported(fields, CallKind::kCompletion); !status)
+  if (auto status = CheckCall(fields, CallKind::kCompletion, rules, sampling, call); !status) {
     return std::unexpected(status.error());
-  if (auto error = fields.TypeErrors()) return std::unexpected(std::move(*error));
-  if (auto status = sampling.Check(rules, call); !status) return std::unexpected(status.error());
+  }
   if (auto status = ReadPrompts(*prompt, rules.vocab_size, call.prompts); !status) {
     return std::unexpected(status.error());
   }
@@ -179,12 +185,9 @@ ApiResult<GenerationCall> ParseChatCall(const JsonValue& body, const CallRules& 
   call.include_reasoning = fields.Bool("include_reasoning", true);
   ChatFields chat;
   chat.Read(fields);
-  if (auto error = fields.TypeErrors()) return std::unexpected(std::move(*error));
-  if (auto status = CheckModel(fields, rules.options); !status) return std::unexpected(status.error());
-  if (auto status = RefuseUnsupported(fields, CallKind::kChat); !status)
+  if (auto status = CheckCall(fields, CallKind::kChat, rules, sampling, call); !status) {
     return std::unexpected(status.error());
-  if (auto error = fields.TypeErrors()) return std::unexpected(std::move(*error));
-  if (auto status = sampling.Check(rules, call); !status) return std::unexpected(status.error());
+  }
   auto input = chat.Build(rules.options);
   if (!input) return std::unexpected(std::move(input.error()));
   call.chat = std::move(*input);
