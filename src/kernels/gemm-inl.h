@@ -49,6 +49,7 @@ struct FixedSink {
 };
 
 struct StaticToBf16 {
+  static constexpr bool kFixed = false;
   const Int8Rows& in;
   const StaticScales& scales;
   Bf16* out;
@@ -68,6 +69,7 @@ struct StaticToBf16 {
 };
 
 struct DynamicToBf16 {
+  static constexpr bool kFixed = false;
   const Int8Rows& in;
   const float* weight_scale;
   Bf16* out;
@@ -89,6 +91,7 @@ struct DynamicToBf16 {
 };
 
 struct DynamicToFixed {
+  static constexpr bool kFixed = true;
   const Int8Rows& in;
   const float* weight_scale;
   const float* row_weight;
@@ -107,15 +110,19 @@ struct DynamicToFixed {
     row->factor = row_weight != nullptr ? row_weight[i] : 1.0f;
     row->sink.Begin(out, OutRow(rows, i));
   }
-  TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
+  TESSERA_INLINE F Value(const Row& row, int leaf, I acc, int column, int count) const {
     const F scale = SetF(row.factor * row.scales[leaf]);
     const F factor = Mul(scale, LoadF(weight_scale + column, count));
-    row.sink.Add(Mul(factor, FromInt(SubI(acc, SetI(row.sums[leaf] * 128)))), column, count);
+    return Mul(factor, FromInt(SubI(acc, SetI(row.sums[leaf] * 128))));
+  }
+  TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
+    row.sink.Add(Value(row, leaf, acc, column, count), column, count);
   }
   TESSERA_INLINE void End(Row& row) const { row.sink.End(); }
 };
 
 struct StaticToFixed {
+  static constexpr bool kFixed = true;
   const Int8Rows& in;
   const StaticScales& scales;
   const float* row_weight;
@@ -131,11 +138,14 @@ struct StaticToFixed {
     row->factor = row_weight != nullptr ? row_weight[i] : 1.0f;
     row->sink.Begin(out, OutRow(rows, i));
   }
-  TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
+  TESSERA_INLINE F Value(const Row& row, int leaf, I acc, int column, int count) const {
     acc = SubI(acc, SetI(row.sums[leaf] * 128));
     if (leaf == 0) acc = AddI(acc, LoadI(scales.quant_bias + column, count));
     const F factor = Mul(SetF(row.factor), LoadF(scales.deq_scale + column, count));
-    row.sink.Add(Mul(factor, FromInt(acc)), column, count);
+    return Mul(factor, FromInt(acc));
+  }
+  TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
+    row.sink.Add(Value(row, leaf, acc, column, count), column, count);
   }
   TESSERA_INLINE void End(Row& row) const { row.sink.End(); }
 };
@@ -182,25 +192,110 @@ struct ChainToFixed {
 
 // ---- int8
 
+// Sums over leaves of rint(c * 2^28), without a conversion to int64 per leaf, for |c| < 2^16 and at most
+// kNumLeaves leaves. c is split into high + rest: adding 1.5 * 2^17, whose neighbours lie 2^-6 apart, rounds
+// c to high, a multiple of 2^-6, and leaves the number of these steps in the low bits of the float. rest is
+// exact: it is c itself where high is 0, and at most 2^23 times the last bit of c elsewhere. Adding
+// 1.5 * 2^23 to rest * 2^28 leaves low = rint(rest * 2^28), |low| <= 2^21, likewise: the fma rounds once.
+// high * 2^28 is an even integer, so that ties go the same way with and without it:
+// rint(c * 2^28) = high * 2^28 + low. Both sums fit 32 bits: 16 * 2^22 steps and 16 * 2^21.
+struct LeafSums {
+  static constexpr float kHighShift = 0x1.8p17f;
+  static constexpr float kLowShift = 0x1.8p23f;
+  I high, low;
+
+  // Takes the bits of the shifts off in advance; integers wrap, and come back.
+  TESSERA_INLINE void Begin(int num_leaves) {
+    high = SetI(static_cast<int32_t>(-__builtin_bit_cast(uint32_t, kHighShift) * num_leaves));
+    low = SetI(static_cast<int32_t>(-__builtin_bit_cast(uint32_t, kLowShift) * num_leaves));
+  }
+  TESSERA_INLINE void Take(F c) {
+    const F shifted = Add(c, SetF(kHighShift));
+    const F rest = Sub(c, Sub(shifted, SetF(kHighShift)));
+    high = AddI(high, AsI(shifted));
+    low = AddI(low, AsI(Fma(rest, SetF(0x1p28f), SetF(kLowShift))));
+  }
+  TESSERA_INLINE void AddTo(int64_t* sums) const { AddSplit(sums, high, low); }
+};
+constexpr uint32_t kSplitLimitBits = 0x47800000;  // 2^16
+
+// kRows activation rows, to be multiplied with any leaf of any panel.
+template <int kRows>
+struct Int8Tile {
+  static constexpr int kVectors = kInt8Panel / kLanes;
+  const PackedInt8& weight;
+  const int8_t* x[kRows];
+
+  TESSERA_INLINE void Multiply(int panel, int leaf, I (*acc)[kVectors]) const {
+    const int8_t* leaf_x[kRows];
+    TESSERA_UNROLL
+    for (int r = 0; r < kRows; ++r) leaf_x[r] = x[r] + leaf * weight.leaf_pad();
+    const uint8_t* w = weight.panels + panel * weight.panel_bytes() + leaf * weight.leaf_bytes();
+    Int8Block<kRows>(leaf_x, w, weight.leaf_quads(), acc);
+  }
+};
+
+// One whole panel of a row-parallel product, its sums touched once for all leaves. False, and nothing done,
+// where a leaf value is too large to be split: rare, and left to the way without limits.
+template <int kRows, class Epilogue>
+TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, typename Epilogue::Row* row,
+                                  const Epilogue& epilogue) {
+  constexpr int kVectors = kInt8Panel / kLanes;
+  const int num_leaves = tile.weight.num_leaves;
+  const int column = panel * kInt8Panel;
+  if (num_leaves > kNumLeaves || tile.weight.num_outputs - column < kInt8Panel) return false;
+  LeafSums sums[kRows][kVectors];
+  I largest[kRows];
+  TESSERA_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    largest[r] = row[r].sink.largest;
+    TESSERA_UNROLL
+    for (int v = 0; v < kVectors; ++v) sums[r][v].Begin(num_leaves);
+  }
+  for (int leaf = 0; leaf < num_leaves; ++leaf) {
+    I acc[kRows][kVectors];
+    tile.Multiply(panel, leaf, acc);
+    TESSERA_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      TESSERA_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        const F c = epilogue.Value(row[r], leaf, acc[r][v], column + v * kLanes, kLanes);
+        largest[r] = MaxI(largest[r], AndI(AsI(c), SetI(0x7fffffff)));
+        sums[r][v].Take(c);
+      }
+    }
+  }
+  I all = largest[0];
+  TESSERA_UNROLL
+  for (int r = 1; r < kRows; ++r) all = MaxI(all, largest[r]);
+  if (LaneBits(GreaterI(all, SetI(kSplitLimitBits - 1))) != 0) return false;
+  TESSERA_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    row[r].sink.largest = largest[r];
+    TESSERA_UNROLL
+    for (int v = 0; v < kVectors; ++v) sums[r][v].AddTo(row[r].sink.sums + column + v * kLanes);
+  }
+  return true;
+}
+
 // Rows [i, i + kRows) of the call against panels [panel, panel_end).
 template <int kRows, class Epilogue>
 inline void Int8RowBlock(const Int8Rows& in, const PackedInt8& weight, const RowMap& rows, int i, int panel,
                          int panel_end, const Epilogue& epilogue) {
   constexpr int kVectors = kInt8Panel / kLanes;
-  const int8_t* x[kRows];
+  Int8Tile<kRows> tile{weight, {}};
   typename Epilogue::Row row[kRows];
   for (int r = 0; r < kRows; ++r) {
-    x[r] = in.data + InRow(rows, i + r) * in.stride;
+    tile.x[r] = in.data + InRow(rows, i + r) * in.stride;
     epilogue.Begin(rows, i + r, &row[r]);
   }
   for (; panel < panel_end; ++panel) {
-    const uint8_t* w = weight.panels + panel * weight.panel_bytes();
-    for (int leaf = 0; leaf < weight.num_leaves; ++leaf, w += weight.leaf_bytes()) {
-      const int8_t* leaf_x[kRows];
-      TESSERA_UNROLL
-      for (int r = 0; r < kRows; ++r) leaf_x[r] = x[r] + leaf * weight.leaf_pad();
+    if constexpr (Epilogue::kFixed) {
+      if (AddWholePanel<kRows>(tile, panel, row, epilogue)) continue;
+    }
+    for (int leaf = 0; leaf < weight.num_leaves; ++leaf) {
       I acc[kRows][kVectors];
-      Int8Block<kRows>(leaf_x, w, weight.leaf_quads(), acc);
+      tile.Multiply(panel, leaf, acc);
       const int column = panel * kInt8Panel;
       const int width = weight.num_outputs - column;
       TESSERA_UNROLL

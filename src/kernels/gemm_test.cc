@@ -242,27 +242,45 @@ TEST_P(GemmTest, Bf16Fixed) {
 }
 
 TEST_P(GemmTest, FixedPointRoundsTiesAndLargeTerms) {
-  // One-column products that give chosen leaf values: ties of 2^-29, values around 2^22 (where AVX2 changes
-  // its way) and around the limit.
-  const std::vector<float> values = {
-      0x1p-29f,        0x3p-29f,     -0x1p-29f,       0x1.8p-28f, 0x1.fffffep21f,
-      0x1p22f,         -0x1p22f,     0x1.000002p22f,  -0x1.8p25f, 0x1.fffffep26f,
-      -0x1.fffffep26f, 0x1p27f,      0x1.000002p27f,  -0x1p40f,   0x1p-100f,
-      -0x1.234567p-3f, 0x1.abcdep5f, 0x1.777778p-29f, 0.0f,       -0.0f};
-  const int n = static_cast<int>(values.size());
-  PackedInt8 shape = {.num_outputs = n, .leaf_k = 1};
-  Aligned<uint8_t> packed(shape.size_bytes());
-  const std::vector<int8_t> ones(n, 1);
-  PackInt8(ones.data(), 1, shape, 0, 1, packed.data());
-  shape.panels = packed.data();
-  const int8_t x[4] = {1, 0, 0, 0};
-  const float scale = 1.0f;
-  const int32_t sum = 1;
-  FixedOutputs a(1, n, RandomStream(4)), b = a;
-  Reference().gemm_int8_dynamic_fixed({x, 4, &scale, &sum}, shape, values.data(), nullptr, {1}, 0, 1,
-                                      a.view());
-  kernels().gemm_int8_dynamic_fixed({x, 4, &scale, &sum}, shape, values.data(), nullptr, {1}, 0, 1, b.view());
-  ExpectSame(a, b);
+  // Products whose leaf values, all leaves alike, are chosen: ties of 2^-29, alone and beside steps of 2^-6,
+  // and values around 2^16 and 2^22 (where a vector set changes its way) and around the limit. Each value of
+  // `large` stands alone in a whole panel of small ones, then all stand in a panel that is not whole.
+  const std::vector<float> small = {
+      0x1p-29f,        0x3p-29f,        -0x1p-29f,      0x1.8p-28f,      0x1p-7f,
+      -0x1p-7f,        0x3p-7f,         0x5p-7f,        0x1.fffffep-8f,  0x1.000002p-7f,
+      -0x1.000002p-7f, 0x1.000006p-6f,  0x1.00002p-1f,  0x1.01p-6f,      -0x1.01p-6f,
+      0x1.fffffep15f,  -0x1.fffffep15f, 0x1.fffff8p5f,  0x1p-100f,       -0x1.234567p-3f,
+      0x1.abcdep5f,    0x1.777778p-29f, 0.0f,           -0.0f,           0x1.000004p-5f,
+      0x1.00000cp-5f,  0x1.800002p-6f,  0x1.7ffffep-6f, -0x1.800002p-6f, 0x1.5p15f,
+      0x1.555556p-1f,  -0x1p15f};
+  ASSERT_EQ(small.size(), 32u);
+  const std::vector<float> large = {
+      0x1p16f,        -0x1p16f,        0x1.fffffep21f, 0x1p22f,        -0x1p22f, 0x1.000002p22f, -0x1.8p25f,
+      0x1.fffffep26f, -0x1.fffffep26f, 0x1p27f,        0x1.000002p27f, -0x1p40f, INFINITY,       -NAN};
+  std::vector<std::vector<float>> cases = {small, large};
+  for (const float value : large) {
+    cases.push_back(small);
+    cases.back()[cases.size() % 32] = value;
+  }
+  for (const std::vector<float>& values : cases) {
+    for (const int num_leaves : {1, 16}) {
+      const int n = static_cast<int>(values.size());
+      PackedInt8 shape = {.num_outputs = n, .num_leaves = num_leaves, .leaf_k = 1};
+      Aligned<uint8_t> packed(shape.size_bytes());
+      const std::vector<int8_t> ones(n * num_leaves, 1);
+      PackInt8(ones.data(), num_leaves, shape, 0, 1, packed.data());
+      shape.panels = packed.data();
+      std::vector<int8_t> x(4 * num_leaves, 0);
+      for (int leaf = 0; leaf < num_leaves; ++leaf) x[leaf * 4] = 1;
+      const std::vector<float> scales(num_leaves, 1.0f);
+      const std::vector<int32_t> sums(num_leaves, 1);
+      const Int8Rows in = {x.data(), 4 * num_leaves, scales.data(), sums.data()};
+      FixedOutputs a(1, n, RandomStream(4)), b = a;
+      Reference().gemm_int8_dynamic_fixed(in, shape, values.data(), nullptr, {1}, 0, 1, a.view());
+      kernels().gemm_int8_dynamic_fixed(in, shape, values.data(), nullptr, {1}, 0, 1, b.view());
+      ExpectSame(a, b);
+    }
+  }
 }
 
 TEST_P(GemmTest, FloatChain) {

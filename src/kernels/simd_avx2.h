@@ -236,6 +236,18 @@ TESSERA_INLINE void AddTerms(int64_t* sums, F c, int count) {
     }
   }
 }
+// sums[lane] += high * 2^22 + low.
+TESSERA_INLINE void AddSplit(int64_t* sums, I high, I low) {
+  TESSERA_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const __m128i steps = half == 0 ? _mm256_castsi256_si128(high) : _mm256_extracti128_si256(high, 1);
+    const __m128i rest = half == 0 ? _mm256_castsi256_si128(low) : _mm256_extracti128_si256(low, 1);
+    const __m256i terms =
+        _mm256_add_epi64(_mm256_slli_epi64(_mm256_cvtepi32_epi64(steps), 22), _mm256_cvtepi32_epi64(rest));
+    __m256i* at = reinterpret_cast<__m256i*>(sums + half * 4);
+    _mm256_storeu_si256(at, _mm256_add_epi64(_mm256_loadu_si256(at), terms));
+  }
+}
 // One rounding each. AVX2 has no conversion from int64: below 2^51 the double is exact and rounds once to
 // fp32; larger sums, never seen in a sane model, are converted one by one.
 TESSERA_INLINE F FromFixed(const int64_t* sums, int count) {

@@ -202,6 +202,17 @@ TESSERA_INLINE void AddTerms(int64_t* sums, F c, int count) {
   _mm512_mask_storeu_epi64(sums, low_lanes, _mm512_add_epi64(old_low, low));
   _mm512_mask_storeu_epi64(sums + 8, high_lanes, _mm512_add_epi64(old_high, high));
 }
+// sums[lane] += high * 2^22 + low.
+TESSERA_INLINE void AddSplit(int64_t* sums, I high, I low) {
+  TESSERA_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const __m256i steps = half == 0 ? _mm512_castsi512_si256(high) : _mm512_extracti64x4_epi64(high, 1);
+    const __m256i rest = half == 0 ? _mm512_castsi512_si256(low) : _mm512_extracti64x4_epi64(low, 1);
+    const __m512i terms =
+        _mm512_add_epi64(_mm512_slli_epi64(_mm512_cvtepi32_epi64(steps), 22), _mm512_cvtepi32_epi64(rest));
+    _mm512_storeu_si512(sums + half * 8, _mm512_add_epi64(_mm512_loadu_si512(sums + half * 8), terms));
+  }
+}
 // One rounding each.
 TESSERA_INLINE F FromFixed(const int64_t* sums, int count) {
   const M lanes = count >= kLanes ? static_cast<M>(0xffff) : FirstLanes(count);
