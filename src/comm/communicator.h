@@ -1,5 +1,5 @@
-// THE FACE of comm/: ranks exchange arrays. Sums are int64, so that the result does not depend on the order or
-// on who adds (docs/numerics.md, "Fixed point").
+// THE FACE of comm/: ranks exchange arrays. Sums are int64, so that the result does not depend on the order
+// or on who adds (docs/numerics.md, "Fixed point").
 //
 // Ranks of one node (one node agent's children) talk through shared memory, ranks of different nodes through
 // TCP; a group may span both. Reductions are hierarchical: a node adds first, then each rank gets the sums of
@@ -31,8 +31,8 @@ std::string_view CollectiveName(Collective collective);  // "all_reduce", ...
 // What one rank has done, over all of its communicators.
 struct CollectiveCounts {
   uint64_t calls = 0;
-  uint64_t bytes = 0;        // payload handed to other ranks
-  uint64_t wire_bytes = 0;   // of that, what went over TCP, packed
+  uint64_t bytes = 0;       // payload handed to other ranks
+  uint64_t wire_bytes = 0;  // of that, what went over TCP, packed
 };
 using CommunicatorCounts = std::array<CollectiveCounts, kNumCollectives>;
 

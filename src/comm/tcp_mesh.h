@@ -1,9 +1,8 @@
-// TCP links from one rank to all ranks of other nodes, made once, authenticated by the cluster secret. Frames:
-// magic, epoch, channel, sequence, operation, bytes; int64 arrays travel packed without loss. Internal to comm/
-// but for Listen and Connect.
+// TCP links from one rank to all ranks of other nodes, made once, authenticated by the cluster secret.
+// Frames: magic, epoch, channel, sequence, operation, bytes; int64 arrays travel packed without loss.
+// Internal to comm/ but for Connect and Abort.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -24,11 +23,14 @@ struct MeshOptions {
 
 class TcpMesh {
  public:
-  // Connects to every rank of a lower number on another node, and accepts the higher ones on `listener`.
+  // Connects to every rank of a lower number on another node, again and again while nobody listens there, and
+  // accepts the higher ones on `listener`. A stranger, or a peer of another epoch or world, is turned away
+  // with a line in the log and does not end it; being turned away does (kInvalid, both values). kDeadline
+  // names the ranks that did not come.
   static Result<std::unique_ptr<TcpMesh>> Connect(const Socket& listener, const MeshOptions& options,
                                                   Deadline deadline);
   ~TcpMesh();
-  // Wakes a waiting collective with an error. Any thread.
+  // Wakes a waiting collective with an error, here and at the peers. Any thread.
   void Abort();
 
  private:

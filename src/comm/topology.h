@@ -1,5 +1,5 @@
-// Who is who and who holds what: the arithmetic of ranks (docs/parallel.md). A world is dp groups of tp ranks;
-// experts are spread over ep sets of moe_tp ranks. Pure; knows numbers, not tensors.
+// Who is who and who holds what: the arithmetic of ranks (docs/parallel.md). A world is dp groups of tp
+// ranks; experts are spread over ep sets of moe_tp ranks. Pure; knows numbers, not tensors.
 #pragma once
 
 #include <cstdint>
@@ -75,8 +75,8 @@ struct LayoutShape {
   int num_experts = 0;
   int num_leaves = 16;
 };
-// kInvalid, naming both numbers: a degree below 1, heads or leaves that tp does not divide, a world or experts
-// that ep does not divide.
+// kInvalid, naming both numbers: a degree below 1, heads or leaves that tp does not divide, a world or
+// experts that ep does not divide.
 Status CheckDegrees(const Degrees& degrees, const LayoutShape& shape);
 
 }  // namespace tessera

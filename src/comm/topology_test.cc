@@ -71,10 +71,12 @@ std::string Refusal(const Degrees& degrees) {
 
 TEST(Topology, RefusesWhatTheShapeCannotHold) {
   EXPECT_EQ(Refusal({.dp = 3, .tp = 4, .ep = 4}), "");
-  EXPECT_NE(Refusal({.dp = 1, .tp = 8, .ep = 1}).find("heads (12) must be divisible by tensor parallel size (8)"),
-            std::string::npos);
+  EXPECT_NE(
+      Refusal({.dp = 1, .tp = 8, .ep = 1}).find("heads (12) must be divisible by tensor parallel size (8)"),
+      std::string::npos);
   EXPECT_NE(Refusal({.dp = 1, .tp = 3, .ep = 1}).find("must divide 16"), std::string::npos);
-  EXPECT_NE(Refusal({.dp = 3, .tp = 2, .ep = 4}).find("must divide the number of ranks, 6"), std::string::npos);
+  EXPECT_NE(Refusal({.dp = 3, .tp = 2, .ep = 4}).find("must divide the number of ranks, 6"),
+            std::string::npos);
   EXPECT_NE(Refusal({.dp = 3, .tp = 1, .ep = 3}).find("routed experts, 8"), std::string::npos);
   EXPECT_NE(Refusal({.dp = 0, .tp = 1, .ep = 1}).find("data parallel size 0"), std::string::npos);
 }
