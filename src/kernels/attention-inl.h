@@ -3,9 +3,9 @@
 // reference.cc.
 //
 // Scores: query rows lie in vector lanes, a pair of the cache is broadcast, so one pass over a latent row
-// serves every head and token of the tile. Output: latent columns lie in lanes, the value pairs of 64
-// positions are interleaved once for all rows, a pair of probabilities is broadcast. Both are pair chains in
-// canonical order.
+// serves every head and token of the tile. Output: latent columns lie in lanes, a pair of probabilities is
+// broadcast. Both are pair chains in canonical order. Cache rows are laid out as LanePairOp wants them a few
+// positions at a time, which stay in L1 or L2 while all query rows pass.
 
 struct AttentionPass {
   const AttentionTile& tile;
@@ -15,6 +15,7 @@ struct AttentionPass {
   int row_stride;   // row_vectors * kLanes
   int block_begin = 0;
   int block_count = 0;  // positions of the block that any row sees
+  int all_visible = 0;  // positions of the block that every row sees: as many or more, or fewer than none
 
   // Per query row, padded to whole vectors: positions visible in all, running maximum and sum, the block's,
   // and the factors of a merge.
@@ -35,26 +36,35 @@ struct AttentionPass {
         row_vectors((the_tile.num_rows + kLanes - 1) / kLanes),
         row_stride(row_vectors * kLanes) {}
 
-  int32_t* queries() const { return reinterpret_cast<int32_t*>(scratch + parts.queries()); }
-  float* scores() const { return reinterpret_cast<float*>(scratch + parts.scores()); }
-  int32_t* probabilities() const { return reinterpret_cast<int32_t*>(scratch + parts.probabilities()); }
-  int32_t* values() const { return reinterpret_cast<int32_t*>(scratch + parts.values()); }
+  using Element = LanePairOp::Element;
+  Element* queries() const { return reinterpret_cast<Element*>(scratch + parts.queries()); }
+  // Of one vector of rows.
+  float* scores(int v) const {
+    return reinterpret_cast<float*>(scratch + parts.scores()) + v * kAttentionBlock * kLanes;
+  }
+  Element* probabilities(int v) const {
+    return reinterpret_cast<Element*>(scratch + parts.probabilities()) + v * kAttentionBlock * kLanes;
+  }
+  Element* rows() const { return reinterpret_cast<Element*>(scratch + parts.rows()); }
   float* block_output() const { return reinterpret_cast<float*>(scratch + parts.block_output()); }
   float* output() const { return reinterpret_cast<float*>(scratch + parts.output()); }
 };
 
-// Pairs as one 32-bit word each, [pair][row]; missing rows are zero.
+// [pair][row] pairs. Missing rows are the last one again.
 inline void PackQueries(AttentionPass& pass) {
   const AttentionTile& tile = pass.tile;
-  for (int row = 0; row < pass.row_stride; ++row) {
-    int32_t* to = pass.queries() + row;
-    const Bf16* from = tile.queries.data + row * tile.queries.stride;
-    for (int pair = 0; pair < pass.parts.query_pairs; ++pair) {
-      int32_t word = 0;
-      if (row < tile.num_rows) __builtin_memcpy(&word, from + pair * 2, 4);
-      to[int64_t{pair} * pass.row_stride] = word;
+  for (int first = 0; first < pass.row_stride; first += kLanes) {
+    int32_t offsets[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int row = first + lane < tile.num_rows ? first + lane : tile.num_rows - 1;
+      offsets[lane] = static_cast<int32_t>(row * tile.queries.stride);
+      pass.num_visible[first + lane] = tile.num_visible[row];
     }
-    pass.num_visible[row] = row < tile.num_rows ? tile.num_visible[row] : 0;
+    const I rows = LoadI(offsets);
+    LanePairOp::Element* to = LanePairOp::At(pass.queries(), first);
+    for (int pair = 0; pair < pass.parts.query_pairs; ++pair, to += pass.row_stride * 2) {
+      LanePairOp::StoreWords(to, pass.row_stride, GatherWords(tile.queries.data + pair * 2, rows));
+    }
   }
 }
 
@@ -74,88 +84,110 @@ inline void FindCacheRows(AttentionPass& pass) {
   }
 }
 
-// Scaled scores of positions [t, t + kPositions) for kVectors vectors of rows from vector v on.
+// Scaled scores of positions [t, t + kPositions), whose keys are given, for kVectors vectors of rows from
+// vector v on.
 template <int kPositions, int kVectors>
-inline void ScorePositions(const AttentionPass& pass, int t, int v) {
+TESSERA_NOINLINE void ScorePositions(const AttentionPass& pass, const LanePairOp::Element* const* keys, int t,
+                                     int v) {
   F sum[kPositions][kVectors];
-  const Bf16* keys[kPositions];
   TESSERA_UNROLL
   for (int i = 0; i < kPositions; ++i) {
-    keys[i] = pass.cache_rows[t + i];
     TESSERA_UNROLL
     for (int j = 0; j < kVectors; ++j) sum[i][j] = SetF(0.0f);
   }
-  const Bf16* queries = reinterpret_cast<const Bf16*>(pass.queries() + v * kLanes);
-  for (int pair = 0; pair < pass.parts.query_pairs; ++pair, queries += pass.row_stride * 2) {
-    PairOp::Weights rows[kVectors];
+  const int64_t n = pass.row_stride;
+  const LanePairOp::Element* queries = LanePairOp::At(pass.queries(), v * kLanes);
+  for (int pair = 0; pair < pass.parts.query_pairs; ++pair, queries += n * 2) {
     TESSERA_UNROLL
-    for (int j = 0; j < kVectors; ++j) rows[j] = PairOp::Load(queries + j * kLanes * 2);
-    TESSERA_UNROLL
-    for (int i = 0; i < kPositions; ++i) {
-      const PairOp::Input key = PairOp::Broadcast(keys[i] + pair * 2);
+    for (int phase = 0; phase < LanePairOp::kPhases; ++phase) {
+      LanePairOp::Operand rows[kVectors];
       TESSERA_UNROLL
-      for (int j = 0; j < kVectors; ++j) sum[i][j] = PairOp::Step(sum[i][j], rows[j], key);
+      for (int j = 0; j < kVectors; ++j) {
+        rows[j] = LanePairOp::Load(queries, n, j * kLanes, phase);
+      }
+      TESSERA_UNROLL
+      for (int i = 0; i < kPositions; ++i) {
+        const LanePairOp::Operand key = LanePairOp::Broadcast(keys[i] + pair * 2, 1, 0, phase);
+        TESSERA_UNROLL
+        for (int j = 0; j < kVectors; ++j) sum[i][j] = LanePairOp::Step(sum[i][j], rows[j], key);
+      }
     }
   }
   TESSERA_UNROLL
   for (int i = 0; i < kPositions; ++i) {
     if (t + i >= kAttentionBlock) break;
-    float* to = pass.scores() + int64_t{t + i} * pass.row_stride + v * kLanes;
     TESSERA_UNROLL
-    for (int j = 0; j < kVectors; ++j) StoreF(to + j * kLanes, Mul(sum[i][j], SetF(pass.tile.softmax_scale)));
+    for (int j = 0; j < kVectors; ++j) {
+      StoreF(pass.scores(v + j) + (t + i) * kLanes, Mul(sum[i][j], SetF(pass.tile.softmax_scale)));
+    }
   }
 }
 
-inline void ScoreBlock(const AttentionPass& pass) {
+// Scores of positions [begin, begin + count), rounded up to whole groups.
+inline void ScoreTile(const AttentionPass& pass, int begin, int count) {
+  constexpr int kGroup = kScorePositions * 2;
+  count = (count + kGroup - 1) / kGroup * kGroup;
+  const LanePairOp::Element* keys[AttentionScratch::kTilePositions];
+  for (int t = 0; t < count; ++t) {
+    keys[t] = LanePairOp::Key(pass.cache_rows[begin + t], pass.tile.width(),
+                              pass.rows() + int64_t{t} * pass.parts.padded_width);
+  }
   int v = 0;
-  if (pass.row_vectors >= kScoreVectors) {
-    for (int t = 0; t < pass.block_count; t += kScorePositions) {
-      for (v = 0; v + kScoreVectors <= pass.row_vectors; v += kScoreVectors) {
-        ScorePositions<kScorePositions, kScoreVectors>(pass, t, v);
-      }
+  for (; v + kScoreVectors <= pass.row_vectors; v += kScoreVectors) {
+    for (int t = 0; t < count; t += kScorePositions) {
+      ScorePositions<kScorePositions, kScoreVectors>(pass, keys + t, begin + t, v);
     }
   }
   for (; v < pass.row_vectors; ++v) {
-    for (int t = 0; t < pass.block_count; t += kScorePositions * 2)
-      ScorePositions<kScorePositions * 2, 1>(pass, t, v);
+    for (int t = 0; t < count; t += kGroup) ScorePositions<kGroup, 1>(pass, keys + t, begin + t, v);
   }
 }
 
-// Maximum over the visible positions of one vector of rows. Returns the rows with a score that is not finite.
+// Maximum over the visible positions of one vector of rows; scores that a row does not see become -inf.
+// Returns the rows with a visible score that is not finite.
 inline uint32_t BlockMaximum(AttentionPass& pass, int v, I visible) {
-  const float* scores = pass.scores() + v * kLanes;
   const F lowest = AsF(SetI(static_cast<int32_t>(0xff800000)));
   F m = lowest;
   I magnitude = SetI(0);
-  for (int t = 0; t < pass.block_count; ++t, scores += pass.row_stride) {
-    const M seen = GreaterI(visible, SetI(t));
-    const F score = LoadF(scores);
-    m = Max(SelectF(seen, score, lowest), m);
-    magnitude = MaxI(magnitude, SelectI(seen, AndI(AsI(score), SetI(0x7fffffff)), SetI(0)));
+  for (int t = 0; t < (pass.block_count + 1) / 2 * 2; ++t) {
+    float* at = pass.scores(v) + t * kLanes;
+    F score = LoadF(at);
+    I size = AndI(AsI(score), SetI(0x7fffffff));
+    if (t >= pass.all_visible) {
+      const M seen = GreaterI(visible, SetI(t));
+      score = SelectF(seen, score, lowest);
+      size = SelectI(seen, size, SetI(0));
+      StoreF(at, score);
+    }
+    m = Max(score, m);
+    magnitude = MaxI(magnitude, size);
   }
   StoreF(pass.block_m + v * kLanes, m);
   return LaneBits(GreaterI(magnitude, SetI(kInfinityBits - 1)));
 }
 
-// p of one vector of rows at position t, masked where the row does not see it, as bf16 in the low half.
-TESSERA_INLINE I Probability(const AttentionPass& pass, int v, int t, F m, I visible) {
-  const F score = LoadF(pass.scores() + int64_t{t} * pass.row_stride + v * kLanes);
-  return SelectI(GreaterI(visible, SetI(t)), RoundBf16(Exp(Sub(score, m))), SetI(0));
+// p of one vector of rows at position t as bf16 in the high half, rounded without the cases that cannot
+// occur: exp gives no NaN and no denormal here. (A row that sees nothing of the block may give anything.)
+TESSERA_INLINE I Probability(const AttentionPass& pass, int v, int t, F m) {
+  const F score = LoadF(pass.scores(v) + t * kLanes);
+  const I bits = AsI(ExpOfNegative(Sub(score, m)));
+  const I half = AddI(SetI(0x7fff), AndI(ShiftRight<16>(bits), SetI(1)));
+  return AndI(AddI(bits, half), SetI(static_cast<int32_t>(0xffff0000)));
 }
 
 // Probabilities of one vector of rows, and their 64-lane sum: lane = position mod 64, upwards.
-inline void BlockProbabilities(AttentionPass& pass, int v, I visible) {
+inline void BlockProbabilities(AttentionPass& pass, int v) {
   const F m = LoadF(pass.block_m + v * kLanes);
   F lanes[64];
   for (int lane = 0; lane < 64; lane += 2) {
     F even = SetF(0.0f);
     F odd = SetF(0.0f);
     for (int t = lane; t < pass.block_count; t += 64) {
-      const I first = Probability(pass, v, t, m, visible);
-      const I second = ShiftLeft<16>(Probability(pass, v, t + 1, m, visible));
-      even = Add(even, AsF(ShiftLeft<16>(first)));
+      const I first = Probability(pass, v, t, m);
+      const I second = Probability(pass, v, t + 1, m);
+      even = Add(even, AsF(first));
       odd = Add(odd, AsF(second));
-      StoreI(pass.probabilities() + int64_t{t / 2} * pass.row_stride + v * kLanes, OrI(first, second));
+      LanePairOp::Store(pass.probabilities(v) + t * kLanes, kLanes, first, second);
     }
     lanes[lane] = even;
     lanes[lane + 1] = odd;
@@ -166,25 +198,10 @@ inline void BlockProbabilities(AttentionPass& pass, int v, I visible) {
   StoreF(pass.block_l + v * kLanes, lanes[0]);
 }
 
-// Value pairs of positions [begin, begin + count) as words [pair][padded latent]. A last position without
-// partner is its own: the partner's probability is zero.
-inline void InterleaveValues(const AttentionPass& pass, int begin, int count) {
-  for (int t = 0; t < count; t += 2) {
-    const Bf16* even = pass.cache_rows[begin + t];
-    const Bf16* odd = t + 1 < count ? pass.cache_rows[begin + t + 1] : even;
-    int32_t* to = pass.values() + int64_t{t / 2} * pass.parts.padded_latent;
-    for (int d = 0; d < pass.parts.padded_latent; d += kLanes) {
-      const int left = LanesLeft(pass.tile.latent, d);
-      const I low = ShiftRight<16>(AsI(LoadBf16(even + d, left)));
-      StoreI(to + d, OrI(low, AsI(LoadBf16(odd + d, left))));
-    }
-  }
-}
-
-// Goes on with the output chains of kValueRows rows and kVectors vectors of the latent over one tile of
-// values.
+// Goes on with the output chains of kValueRows rows and kVectors vectors of the latent over positions
+// [begin, begin + count), whose values are laid out.
 template <int kVectors>
-inline void ValueBlock(const AttentionPass& pass, int begin, int count, int row, int d) {
+TESSERA_NOINLINE void ValueBlock(const AttentionPass& pass, int begin, int count, int row, int d) {
   F sum[kValueRows][kVectors];
   float* output = pass.block_output() + int64_t{row} * pass.parts.padded_latent + d;
   TESSERA_UNROLL
@@ -194,21 +211,28 @@ inline void ValueBlock(const AttentionPass& pass, int begin, int count, int row,
       sum[r][j] = begin == 0 ? SetF(0.0f) : LoadF(output + r * pass.parts.padded_latent + j * kLanes);
     }
   }
-  const Bf16* values = reinterpret_cast<const Bf16*>(pass.values() + d);
-  const Bf16* p =
-      reinterpret_cast<const Bf16*>(pass.probabilities() + int64_t{begin / 2} * pass.row_stride + row);
+  const int64_t num_columns = pass.parts.padded_width;
+  const LanePairOp::Element* values = LanePairOp::At(pass.rows(), d);
+  static_assert(kLanes % kValueRows == 0);
+  const LanePairOp::Element* p =
+      LanePairOp::At(pass.probabilities(row / kLanes) + begin * kLanes, row % kLanes);
   for (int t = 0; t < count; t += 2) {
-    PairOp::Weights columns[kVectors];
     TESSERA_UNROLL
-    for (int j = 0; j < kVectors; ++j) columns[j] = PairOp::Load(values + j * kLanes * 2);
-    TESSERA_UNROLL
-    for (int r = 0; r < kValueRows; ++r) {
-      const PairOp::Input input = PairOp::Broadcast(p + r * 2);
+    for (int phase = 0; phase < LanePairOp::kPhases; ++phase) {
+      LanePairOp::Operand columns[kVectors];
       TESSERA_UNROLL
-      for (int j = 0; j < kVectors; ++j) sum[r][j] = PairOp::Step(sum[r][j], columns[j], input);
+      for (int j = 0; j < kVectors; ++j) {
+        columns[j] = LanePairOp::Load(values, num_columns, j * kLanes, phase);
+      }
+      TESSERA_UNROLL
+      for (int r = 0; r < kValueRows; ++r) {
+        const LanePairOp::Operand input = LanePairOp::Broadcast(p, kLanes, r, phase);
+        TESSERA_UNROLL
+        for (int j = 0; j < kVectors; ++j) sum[r][j] = LanePairOp::Step(sum[r][j], columns[j], input);
+      }
     }
-    values += pass.parts.padded_latent * 2;
-    p += pass.row_stride * 2;
+    values += num_columns * 2;
+    p += kLanes * 2;
   }
   TESSERA_UNROLL
   for (int r = 0; r < kValueRows; ++r) {
@@ -217,18 +241,20 @@ inline void ValueBlock(const AttentionPass& pass, int begin, int count, int row,
   }
 }
 
-inline void OutputBlock(const AttentionPass& pass) {
-  constexpr int kTile = AttentionScratch::kValuePositions;
-  for (int begin = 0; begin < pass.block_count; begin += kTile) {
-    const int count = pass.block_count - begin < kTile ? pass.block_count - begin : kTile;
-    InterleaveValues(pass, begin, count);
+// A last position without partner is its own: the partner's probability is zero.
+inline void ValueTile(const AttentionPass& pass, int begin, int count) {
+  for (int t = 0; t < count; t += 2) {
+    LanePairOp::LayOut(pass.cache_rows[begin + t], pass.cache_rows[begin + t + 1], pass.tile.latent,
+                       pass.parts.padded_width, pass.rows() + int64_t{t} * pass.parts.padded_width);
+  }
+  int d = 0;
+  for (; d + kValueVectors * kLanes <= pass.parts.padded_latent; d += kValueVectors * kLanes) {
     for (int row = 0; row < pass.tile.num_rows; row += kValueRows) {
-      int d = 0;
-      for (; d + kValueVectors * kLanes <= pass.parts.padded_latent; d += kValueVectors * kLanes) {
-        ValueBlock<kValueVectors>(pass, begin, count, row, d);
-      }
-      for (; d < pass.parts.padded_latent; d += kLanes) ValueBlock<1>(pass, begin, count, row, d);
+      ValueBlock<kValueVectors>(pass, begin, count, row, d);
     }
+  }
+  for (; d < pass.parts.padded_latent; d += kLanes) {
+    for (int row = 0; row < pass.tile.num_rows; row += kValueRows) ValueBlock<1>(pass, begin, count, row, d);
   }
 }
 
@@ -271,15 +297,19 @@ inline void MergeOutputs(AttentionPass& pass) {
 // One canonical block for all rows. Returns the rows with a visible score that is not finite.
 inline uint64_t AttendBlock(AttentionPass& pass) {
   uint64_t bad = 0;
+  constexpr int kTile = AttentionScratch::kTilePositions;
+  const auto positions_from = [&](int begin) {
+    return pass.block_count - begin < kTile ? pass.block_count - begin : kTile;
+  };
   FindCacheRows(pass);
-  ScoreBlock(pass);
+  for (int begin = 0; begin < pass.block_count; begin += kTile) ScoreTile(pass, begin, positions_from(begin));
   for (int v = 0; v < pass.row_vectors; ++v) {
     const I visible = SubI(LoadI(pass.num_visible + v * kLanes), SetI(pass.block_begin));
     bad |= uint64_t{BlockMaximum(pass, v, visible)} << (v * kLanes);
-    BlockProbabilities(pass, v, visible);
+    BlockProbabilities(pass, v);
     MergeSums(pass, v, visible);
   }
-  OutputBlock(pass);
+  for (int begin = 0; begin < pass.block_count; begin += kTile) ValueTile(pass, begin, positions_from(begin));
   MergeOutputs(pass);
   return bad;
 }
@@ -287,13 +317,16 @@ inline uint64_t AttendBlock(AttentionPass& pass) {
 inline bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_stride,
                       uint64_t* bad_rows) {
   AttentionPass pass(tile, scratch);
-  PackQueries(pass);
   int positions = 0;
+  int least = tile.num_visible[0];
   for (int row = 0; row < tile.num_rows; ++row) {
     if (tile.num_visible[row] > positions) positions = tile.num_visible[row];
+    if (tile.num_visible[row] < least) least = tile.num_visible[row];
   }
+  PackQueries(pass);
   for (int begin = 0; begin < positions; begin += kAttentionBlock) {
     pass.block_begin = begin;
+    pass.all_visible = least - begin;
     pass.block_count = positions - begin < kAttentionBlock ? positions - begin : kAttentionBlock;
     // A value that is not finite reaches, as 0 * infinity, rows of the tile that do not see it. Rare, and an
     // error of the requests that do see it: the reference keeps the rows apart.

@@ -14,9 +14,6 @@ namespace {
 
 #include "kernels/simd_avx512.h"
 
-// Attention scores: positions x kScoreVectors of query rows. Widened pairs need two registers each.
-constexpr int kScorePositions = 4;
-constexpr int kScoreVectors = 4;
 #include "kernels/simd_pairs_widened.h"
 
 #include "kernels/elementwise-inl.h"

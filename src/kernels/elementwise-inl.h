@@ -6,7 +6,8 @@ TESSERA_INLINE int LanesLeft(int n, int i) {
   return n - i < kLanes ? n - i : kLanes;
 }
 
-TESSERA_INLINE F Exp(F x) {
+// The part that both exponentials share: exp(x) = p * 2^n.
+TESSERA_INLINE F ExpPolynomial(F x, I* exponent) {
   const F n = Rint(Mul(x, SetF(0x1.715476p+0f)));
   F r = Fma(n, SetF(-0x1.62e4p-1f), x);
   r = Fma(n, SetF(-0x1.7f7d1cp-20f), r);
@@ -16,14 +17,28 @@ TESSERA_INLINE F Exp(F x) {
   p = Fma(p, r, SetF(0x1.55549p-3f));
   p = Fma(p, r, SetF(0x1.fffffcp-2f));
   p = Fma(p, r, SetF(1.0f));
-  p = Fma(p, r, SetF(1.0f));
-  const I exponent = ToInt(n);
+  *exponent = ToInt(n);
+  return Fma(p, r, SetF(1.0f));
+}
+
+TESSERA_INLINE F Exp(F x) {
+  I exponent;
+  const F p = ExpPolynomial(x, &exponent);
   const I half = ShiftRightSigned<1>(exponent);
   const I bias = SetI(127);
   F result = Mul(p, AsF(ShiftLeft<23>(AddI(half, bias))));
   result = Mul(result, AsF(ShiftLeft<23>(AddI(SubI(exponent, half), bias))));
   result = SelectF(LessF(x, SetF(-87.33f)), SetF(0.0f), result);
   return SelectF(LessF(SetF(88.72f), x), AsF(SetI(kInfinityBits)), result);
+}
+
+// Exp(x) for x <= 0, -inf too. From -87.33 on 2^n is a normal number, and p * 2^n rounds nothing: what would
+// be denormal is flushed in one step as in two.
+TESSERA_INLINE F ExpOfNegative(F x) {
+  I exponent;
+  const F p = ExpPolynomial(x, &exponent);
+  const F result = Mul(p, AsF(ShiftLeft<23>(AddI(exponent, SetI(127)))));
+  return SelectF(LessF(x, SetF(-87.33f)), SetF(0.0f), result);
 }
 
 TESSERA_INLINE F Negate(F x) {

@@ -14,7 +14,7 @@ constexpr int kInt8Rows = 2;        // rows of an int8 register block, x 32 outp
 constexpr int kChainRows = 4;       // rows of a bf16 or fp32 register block, x 16 outputs per panel
 constexpr int kChainPanels = 1;     // panels of that block
 constexpr int kLonePanels = 2;      // of a block of one row: four chains hide the latency
-constexpr int kScorePositions = 4;  // attention scores: positions x kScoreVectors of query rows
+constexpr int kScorePositions = 6;  // attention scores: positions x kScoreVectors of query rows
 constexpr int kScoreVectors = 2;
 constexpr int kValueRows = 4;  // attention output: rows x kValueVectors of the latent
 constexpr int kValueVectors = 2;
@@ -176,6 +176,10 @@ TESSERA_INLINE F LoadBf16(const Bf16* at, int count) {
   Bf16 part[kLanes] = {};
   for (int i = 0; i < count; ++i) part[i] = at[i];
   return LoadBf16(part);
+}
+// Two neighbouring values per lane, offsets[lane] values from `at` on.
+TESSERA_INLINE I GatherWords(const Bf16* at, I offsets) {
+  return _mm256_i32gather_epi32(reinterpret_cast<const int32_t*>(at), offsets, 2);
 }
 // bf16 in the low half of each lane, the high half zero. NaN stays NaN, denormals become zeros.
 TESSERA_INLINE I RoundBf16(F x) {

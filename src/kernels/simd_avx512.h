@@ -7,11 +7,13 @@ using F = __m512;
 using I = __m512i;
 using M = __mmask16;
 
-constexpr int kInt8Rows = 8;     // rows of an int8 register block, x 32 outputs
-constexpr int kChainRows = 8;    // rows of a bf16 or fp32 register block, x 16 outputs per panel
-constexpr int kChainPanels = 2;  // panels of that block
-constexpr int kLonePanels = 2;   // of a block of one row: more would be more streams from memory
-constexpr int kValueRows = 4;    // attention output: rows x kValueVectors of the latent
+constexpr int kInt8Rows = 8;        // rows of an int8 register block, x 32 outputs
+constexpr int kChainRows = 8;       // rows of a bf16 or fp32 register block, x 16 outputs per panel
+constexpr int kChainPanels = 2;     // panels of that block
+constexpr int kLonePanels = 2;      // of a block of one row: more would be more streams from memory
+constexpr int kScorePositions = 6;  // attention scores: positions x kScoreVectors of query rows
+constexpr int kScoreVectors = 4;
+constexpr int kValueRows = 4;  // attention output: rows x kValueVectors of the latent
 constexpr int kValueVectors = 4;
 
 // ---- Integers
@@ -161,6 +163,10 @@ TESSERA_INLINE F LoadBf16(const Bf16* at) {
 TESSERA_INLINE F LoadBf16(const Bf16* at, int count) {
   if (count >= kLanes) return LoadBf16(at);
   return AsF(ShiftLeft<16>(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(FirstLanes(count), at))));
+}
+// Two neighbouring values per lane, offsets[lane] values from `at` on.
+TESSERA_INLINE I GatherWords(const Bf16* at, I offsets) {
+  return _mm512_i32gather_epi32(offsets, at, 2);
 }
 // bf16 in the low half of each lane, the high half zero. NaN stays NaN, denormals become zeros.
 TESSERA_INLINE I RoundBf16(F x) {

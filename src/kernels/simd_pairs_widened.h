@@ -25,3 +25,44 @@ struct PairOp {
     return Fma(x.even, w.even, Fma(x.odd, w.odd, acc));
   }
 };
+
+// A pair chain of attention, whose pairs are widened once and used many times: n pairs lie as [2][n] fp32,
+// and one phase is one element, the odd one first.
+struct LanePairOp {
+  using Element = float;
+  using Operand = F;
+  static constexpr int kPhases = 2;
+  template <class T>
+  static TESSERA_INLINE T* At(T* pairs, int lane) {
+    return pairs + lane;
+  }
+  // Pairs [lane, lane + kLanes) of n.
+  static TESSERA_INLINE F Load(const float* pairs, int64_t n, int lane, int phase) {
+    return LoadF(pairs + (1 - phase) * n + lane);
+  }
+  // One pair for all lanes.
+  static TESSERA_INLINE F Broadcast(const float* pairs, int64_t n, int lane, int phase) {
+    return SetF(pairs[(1 - phase) * n + lane]);
+  }
+  static TESSERA_INLINE F Step(F acc, F w, F x) { return Fma(x, w, acc); }
+  // kLanes pairs: as words, or element by element, bf16 in the high half of a lane, the low half zero.
+  static TESSERA_INLINE void StoreWords(float* pairs, int64_t n, I words) {
+    const PairOp::Weights both = PairOp::Widen(words);
+    StoreF(pairs, both.even);
+    StoreF(pairs + n, both.odd);
+  }
+  static TESSERA_INLINE void Store(float* pairs, int64_t n, I even, I odd) {
+    StoreF(pairs, AsF(even));
+    StoreF(pairs + n, AsF(odd));
+  }
+  // Rows of `width` bf16 values, readable up to whole vectors: one as a key, pair by pair (`room` holds what
+  // it needs), and two as the pairs of their columns.
+  static TESSERA_INLINE const float* Key(const Bf16* row, int width, float* room) {
+    for (int i = 0; i < width; i += kLanes) StoreF(room + i, LoadBf16(row + i));
+    return room;
+  }
+  static TESSERA_INLINE void LayOut(const Bf16* even, const Bf16* odd, int width, int64_t n, float* pairs) {
+    Key(even, width, pairs);
+    Key(odd, width, pairs + n);
+  }
+};

@@ -27,3 +27,5 @@
 #define TESSERA_UNROLL TESSERA_PRAGMA(GCC unroll 64)
 #endif
 #define TESSERA_INLINE inline __attribute__((always_inline))
+// For a loop that needs every register: inlined, it would share them with its caller.
+#define TESSERA_NOINLINE __attribute__((noinline))
