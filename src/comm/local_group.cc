@@ -100,14 +100,13 @@ Status LocalGroup::Meet(const Operation& operation, Deadline deadline) {
     Wait(deadline);
   }
   const uint32_t generation = words_.generation.load(std::memory_order_acquire);
-  const bool passed = Passed(generation);
-  if (passed) {
+  if (Passed(generation)) {  // complete, even if broken since: what was written stays as it is
     ++round_;
-    RETURN_IF_ERROR(Compare());
+    return Compare();
   }
   if ((generation & GroupWords::kBroken) != 0)
     return Fail(ErrorKind::kUnavailable, "{} cannot complete: {}", operation.Text(), words_.Reason());
-  return passed ? Status() : Missing(operation);
+  return Missing(operation);
 }
 
 Status LocalGroup::Missing(const Operation& operation) const {

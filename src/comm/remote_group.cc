@@ -218,7 +218,57 @@ Status RemoteGroup::Run(const Operation& operation, std::span<Transfer> transfer
   return status;
 }
 
+// The other links of the group, while this exchange waits: nothing is expected on them now, but a member may
+// have broken, or be at another operation, and then it does not come.
+struct RemoteGroup::Bystander {
+  TcpLink* link = nullptr;
+  int world_rank = 0;
+  bool ready = false;  // something may be there
+};
+
+std::vector<RemoteGroup::Bystander> RemoteGroup::BystandersOf(std::span<const Transfer> transfers) const {
+  std::vector<Bystander> bystanders;
+  for (const int rank : world_ranks_) {
+    const bool receives = std::ranges::any_of(transfers, [rank](const Transfer& transfer) {
+      return transfer.world_rank == rank && transfer.receives;
+    });
+    TcpLink& link = mesh_.links[rank];
+    if (!receives && link.socket.open()) bystanders.push_back({&link, rank, link.begin < link.end});
+  }
+  return bystanders;
+}
+
+// Looks at the next frame of a bystander without taking it. True: there is nothing more to see before this
+// exchange is over. A closed link is left to those who need it: its owner may be done.
+Result<bool> RemoteGroup::Look(const Operation& operation, const Bystander& bystander) const {
+  TcpLink& link = *bystander.link;
+  FrameHeader header;
+  if (link.end - link.begin < sizeof(header)) {
+    std::memmove(link.buffer.data(), link.buffer.data() + link.begin, link.end - link.begin);
+    link.end -= std::exchange(link.begin, 0);
+    const ssize_t got =
+        recv(link.socket.descriptor(), link.buffer.data() + link.end, link.buffer.size() - link.end, 0);
+    if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return false;
+    if (got <= 0) return true;
+    link.end += static_cast<size_t>(got);
+    if (link.end < sizeof(header)) return false;
+  }
+  std::memcpy(&header, link.buffer.data() + link.begin, sizeof(header));
+  const bool valid = header.magic == FrameHeader::kMagic && header.epoch == mesh_.epoch;
+  if (valid && header.kind == FrameHeader::kBroken) {
+    const size_t size = std::min<size_t>(header.bytes, link.end - link.begin - sizeof(header));
+    const auto* text = reinterpret_cast<const char*>(link.buffer.data() + link.begin + sizeof(header));
+    return Fail(ErrorKind::kUnavailable, "{}: {} broke: {}", operation.Text(), link.name,
+                std::string_view(text, size));
+  }
+  const Operation& theirs = header.operation;
+  if (valid && header.channel == channel_ && theirs.sequence <= operation.sequence && theirs != operation)
+    return Invalid("{}", MismatchText(bystander.world_rank, theirs, mesh_.rank, operation));
+  return true;
+}
+
 Status RemoteGroup::MoveAll(const Operation& operation, std::span<Transfer> transfers, Deadline deadline) {
+  std::vector<Bystander> bystanders = BystandersOf(transfers);
   std::vector<pollfd> entries;
   std::vector<int> late;
   while (true) {
@@ -236,11 +286,19 @@ Status RemoteGroup::MoveAll(const Operation& operation, std::span<Transfer> tran
     }
     if (late.empty()) return {};
     if (moved) continue;
+    for (size_t i = bystanders.size(); i-- > 0;) {
+      if (!bystanders[i].ready) continue;
+      ASSIGN_OR_RETURN(const bool seen, Look(operation, bystanders[i]));
+      if (seen) bystanders.erase(bystanders.begin() + static_cast<int64_t>(i));
+    }
+    for (const Bystander& one : bystanders) entries.push_back({one.link->socket.descriptor(), POLLIN, 0});
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Deadline::clock::now()).count();
     if (left <= 0)
       return Fail(ErrorKind::kDeadline, "{}: rank {} did not come in time", operation.Text(),
                   fmt::join(late, ", "));
     poll(entries.data(), entries.size(), static_cast<int>(std::min<int64_t>(left, 60'000)));
+    for (size_t i = 0; i < bystanders.size(); ++i)
+      bystanders[i].ready = entries[late.size() + i].revents != 0;
   }
 }
 

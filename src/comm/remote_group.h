@@ -49,11 +49,14 @@ class RemoteGroup {
 
  private:
   struct Transfer;
+  struct Bystander;
   Transfer& TransferOf(const Operation& operation, int member, std::vector<Transfer>& transfers);
   Status Run(const Operation& operation, std::span<Transfer> transfers, Deadline deadline);
   Status MoveAll(const Operation& operation, std::span<Transfer> transfers, Deadline deadline);
   Result<bool> Send(Transfer& transfer);
   Result<bool> Receive(Transfer& transfer);
+  std::vector<Bystander> BystandersOf(std::span<const Transfer> transfers) const;
+  Result<bool> Look(const Operation& operation, const Bystander& bystander) const;
   Status CheckHeader(Transfer& transfer) const;
 
   struct TcpMesh::Content& mesh_;
