@@ -125,7 +125,7 @@ Status Assembly::Load(const EngineFlags& flags) {
   checkpoint_form = checkpoint.description();
   threads =
       std::make_unique<ThreadPool>(flags.threads > 0 ? static_cast<int>(flags.threads) : AvailableCores());
-  ASSIGN_OR_RETURN(weights, Weights::Load(checkpoint, config, *threads, Progress()));
+  ASSIGN_OR_RETURN(weights, Weights::Load(checkpoint, config, WholeShare(config), *threads, Progress()));
   return {};
 }
 
@@ -140,7 +140,8 @@ Status Assembly::Fit(const EngineFlags& flags) {
                             .block_size = static_cast<int>(flags.block_size),
                             .max_model_len = max_model_len,
                             .num_tokens = tokenizer->vocab_size()};
-  ASSIGN_OR_RETURN(rank, Rank::Create(config, weights, options, *kernels, *threads));
+  ASSIGN_OR_RETURN(rank,
+                   Rank::Create(config, weights, {Topology(), *alone, *alone}, options, *kernels, *threads));
   executor = std::make_unique<LocalExecutor>(*rank);
   return {};
 }

@@ -54,6 +54,7 @@ struct Assembly {
   Weights weights;
   int max_model_len = 0;
   CacheSize cache;
+  std::unique_ptr<Communicator> alone = Communicator::Alone();
   std::unique_ptr<Rank> rank;
   std::unique_ptr<LocalExecutor> executor;
   SteadyClock clock;

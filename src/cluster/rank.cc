@@ -14,18 +14,22 @@ constexpr int kLogitRows = 64;
 }  // namespace
 
 Result<std::unique_ptr<Rank>> Rank::Create(const ModelConfig& config, const Weights& weights,
-                                           const RankOptions& options, const kernels::Kernels& kernels,
-                                           ThreadPool& threads) {
+                                           const Peers& peers, const RankOptions& options,
+                                           const kernels::Kernels& kernels, ThreadPool& threads) {
   ASSIGN_OR_RETURN(KvCache cache, KvCache::Allocate(config, options.num_blocks, options.block_size));
-  return std::unique_ptr<Rank>(new Rank(config, weights, options, kernels, threads, std::move(cache)));
+  ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
+                   Model::Create(config, weights, options.max_model_len, peers, kernels, threads));
+  return std::unique_ptr<Rank>(
+      new Rank(config, peers.topology, options, kernels, threads, std::move(cache), std::move(model)));
 }
 
-Rank::Rank(const ModelConfig& config, const Weights& weights, const RankOptions& options,
-           const kernels::Kernels& kernels, ThreadPool& threads, KvCache cache)
+Rank::Rank(const ModelConfig& config, const Topology& topology, const RankOptions& options,
+           const kernels::Kernels& kernels, ThreadPool& threads, KvCache cache, std::unique_ptr<Model> model)
     : config_(config),
+      topology_(topology),
       threads_(threads),
-      model_(config, weights, options.max_model_len, kernels, threads),
-      cache_(std::move(cache)) {
+      cache_(std::move(cache)),
+      model_(std::move(model)) {
   const int num_tokens = std::min(options.num_tokens, config.vocab_size);
   for (int thread = 0; thread < threads.num_threads(); ++thread) samplers_.emplace_back(kernels, num_tokens);
 }
@@ -44,38 +48,38 @@ void Rank::CheckStep(const GroupStep& step) const {
   CHECK_EQ(static_cast<size_t>(next), step.tokens.size());
 }
 
-GroupOutput Rank::Run(const GroupStep& step) {
-  GroupOutput output;
-  if (step.tokens.empty()) return output;
-  CheckStep(step);
-  output.failures = model_.Forward(step, cache_);
+Result<RankOutput> Rank::Run(const Step& step) {
+  CHECK_EQ(step.groups.size(), static_cast<size_t>(topology_.degrees().dp));
+  const GroupStep& group = step.groups[topology_.dp_rank()];
+  CheckStep(group);
+  RankOutput output;
+  ASSIGN_OR_RETURN(output.failures, model_->Forward(step, cache_));
 
-  const int num_rows = static_cast<int>(step.rows.size());
-  const size_t vocab = static_cast<size_t>(config_.vocab_size);
-  output.rows.resize(num_rows);
-  std::vector<char> finite(num_rows, 1);
-  logits_.resize(std::min(num_rows, kLogitRows) * vocab);
+  const int num_rows = static_cast<int>(group.rows.size());
+  const auto vocab = static_cast<size_t>(config_.vocab_size);
   for (int first = 0; first < num_rows; first += kLogitRows) {
     const int count = std::min(kLogitRows, num_rows - first);
-    model_.Logits(first, count, logits_.data());
-    threads_.ParallelFor(count, [&](int i, int thread) {
-      const int row = first + i;
-      finite[row] = samplers_[thread].Sample(step, step.rows[row],
-                                             std::span(logits_).subspan(i * vocab, vocab), output.rows[row]);
+    const Slice share = model_->LogitShare(count);
+    logits_.resize(std::max(logits_.size(), share.size() * vocab));
+    RETURN_IF_ERROR(model_->Logits(first, count, logits_.data()));
+    const size_t begin = output.rows.size();
+    output.rows.resize(begin + share.size());
+    std::vector<char> finite(share.size(), 1);
+    threads_.ParallelFor(share.size(), [&](int i, int thread) {
+      RankOutput::Row& row = output.rows[begin + i];
+      row.index = first + share.begin + i;
+      finite[i] = samplers_[thread].Sample(group, group.rows[row.index],
+                                           std::span(logits_).subspan(i * vocab, vocab), row.output);
     });
-  }
-
-  // Rows and sequences both ascend by token.
-  std::vector<int> sequence_of(num_rows);
-  for (int row = 0, sequence = 0; row < num_rows; ++row) {
-    const auto end = [&](int s) { return step.sequences[s].first_token + step.sequences[s].num_tokens; };
-    while (step.rows[row].token >= end(sequence)) ++sequence;
-    sequence_of[row] = sequence;
-    std::string& failure = output.failures[sequence];
-    if (!finite[row] && failure.empty()) failure = "a logit is not finite";
-  }
-  for (int row = 0; row < num_rows; ++row) {
-    if (!output.failures[sequence_of[row]].empty()) output.rows[row] = {};
+    for (int i = 0, sequence = 0; i < share.size(); ++i) {  // rows and sequences both ascend by token
+      const int token = group.rows[first + share.begin + i].token;
+      const auto end = [&] {
+        return group.sequences[sequence].first_token + group.sequences[sequence].num_tokens;
+      };
+      while (token >= end()) ++sequence;
+      std::string& failure = output.failures[sequence];
+      if (!finite[i] && failure.empty()) failure = "a logit is not finite";
+    }
   }
   return output;
 }

@@ -1,4 +1,4 @@
-// The hands: one rank's model, cache and sampler. Executes its group's part of a step. No requests, no clock.
+// The hands: one rank's model, cache and sampler. Executes its part of a step. No requests, no clock.
 #pragma once
 
 #include <memory>
@@ -6,11 +6,13 @@
 
 #include "base/error.h"
 #include "base/threads.h"
+#include "cluster/rank_output.h"
 #include "engine/sampler.h"
 #include "kernels/kernels.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
 #include "model/model.h"
+#include "model/peers.h"
 #include "model/step.h"
 #include "model/weights.h"
 
@@ -25,23 +27,25 @@ struct RankOptions {
 
 class Rank {
  public:
-  // `config`, `weights`, `kernels` and `threads` outlive the rank. kExhausted when the cache cannot be
-  // reserved.
+  // `config`, `weights`, `kernels`, `threads` and the communicators outlive the rank. kExhausted when the
+  // cache cannot be reserved. Collective.
   static Result<std::unique_ptr<Rank>> Create(const ModelConfig& config, const Weights& weights,
-                                              const RankOptions& options, const kernels::Kernels& kernels,
-                                              ThreadPool& threads);
-  // One thread. CHECKs that the step's block and token ids are in range.
-  GroupOutput Run(const GroupStep& step);
+                                              const Peers& peers, const RankOptions& options,
+                                              const kernels::Kernels& kernels, ThreadPool& threads);
+  // One thread; all ranks with the same step. An error is one of the communicators. CHECKs that the step's
+  // block and token ids are in range.
+  Result<RankOutput> Run(const Step& step);
 
  private:
-  Rank(const ModelConfig& config, const Weights& weights, const RankOptions& options,
-       const kernels::Kernels& kernels, ThreadPool& threads, KvCache cache);
+  Rank(const ModelConfig& config, const Topology& topology, const RankOptions& options,
+       const kernels::Kernels& kernels, ThreadPool& threads, KvCache cache, std::unique_ptr<Model> model);
   void CheckStep(const GroupStep& step) const;
 
   const ModelConfig& config_;
+  const Topology topology_;
   ThreadPool& threads_;
-  Model model_;
   KvCache cache_;
+  std::unique_ptr<Model> model_;
   std::vector<Sampler> samplers_;  // one per thread
   std::vector<float> logits_;
 };

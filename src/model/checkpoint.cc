@@ -254,6 +254,18 @@ Status Checkpoint::ReadPart(std::string_view tensor, uint64_t offset, std::span<
   return content_->files.at(entry.file).ReadPart(entry, offset, target);
 }
 
+Status Checkpoint::ReadRows(std::string_view tensor, int64_t row_begin, int64_t row_end, int64_t column_begin,
+                            int64_t column_end, int64_t row_bytes, std::span<std::byte> target) const {
+  const int64_t width = column_end - column_begin;
+  if (width == row_bytes) return ReadPart(tensor, static_cast<uint64_t>(row_begin * row_bytes), target);
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    RETURN_IF_ERROR(
+        ReadPart(tensor, static_cast<uint64_t>(row * row_bytes + column_begin),
+                 target.subspan(static_cast<size_t>((row - row_begin) * width), static_cast<size_t>(width))));
+  }
+  return {};
+}
+
 namespace {
 
 float FromFp16(uint16_t bits) {

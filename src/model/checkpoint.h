@@ -38,6 +38,10 @@ class Checkpoint {
   Result<std::vector<std::byte>> Read(std::string_view tensor) const;
   // Part of them, from byte `offset` of the tensor on; REQUIRES: the part lies in the tensor. Thread-safe.
   Status ReadPart(std::string_view tensor, uint64_t offset, std::span<std::byte> target) const;
+  // Bytes [column_begin, column_end) of rows [row_begin, row_end) of the tensor, row after row; a row is
+  // row_bytes wide. REQUIRES: the part lies in the tensor, `target` fits it. Thread-safe.
+  Status ReadRows(std::string_view tensor, int64_t row_begin, int64_t row_end, int64_t column_begin,
+                  int64_t column_end, int64_t row_bytes, std::span<std::byte> target) const;
   // The tensor as fp32, from bf16, fp16 or fp32; every value finite.
   Result<std::vector<float>> ReadFloats(std::string_view tensor) const;
   uint64_t total_bytes() const;  // of the tensors of the main layers

@@ -1,15 +1,24 @@
 // The FFN half of a layer in named stages; each is one loop over threads.
 #include "model/feed_forward.h"
 
+#include <algorithm>
+
 namespace tessera {
-FeedForwardBlock::FeedForwardBlock(const ModelConfig& config, const kernels::Kernels& kernels,
-                                   ThreadPool& threads)
+
+static_assert(sizeof(RoutedExpert) == 2 * sizeof(float));
+
+FeedForwardBlock::FeedForwardBlock(const ModelConfig& config, const Peers& peers,
+                                   const kernels::Kernels& kernels, ThreadPool& threads)
     : config_(config),
+      peers_(peers),
       kernels_(kernels),
       threads_(threads),
       scratch_width_(std::max({config.intermediate_size, config.moe_intermediate_size,
                                config.moe_intermediate_size * config.n_shared_experts})),
-      scratch_(scratch_width_ * threads.num_threads()) {}
+      row_floats_(config.hidden_size + 2 * config.num_experts_per_tok),
+      scratch_(scratch_width_ * threads.num_threads()),
+      sent_rows_(peers.topology.world()),
+      num_received_(peers.topology.world()) {}
 
 int64_t FeedForwardBlock::WorkspaceBytes(const ModelConfig& c, int num_tokens) {
   const int64_t moe_width = int64_t{c.moe_intermediate_size} * (c.num_experts_per_tok + c.n_shared_experts);
@@ -17,113 +26,208 @@ int64_t FeedForwardBlock::WorkspaceBytes(const ModelConfig& c, int num_tokens) {
   return num_tokens * (int64_t{c.hidden_size} * (4 + 1 + 8) + 4 * c.n_routed_experts + 5 * width);
 }
 
-void FeedForwardBlock::Run(int layer, const LayerWeights& weights, int num_tokens, float* residual,
-                           RowFailures& failures) {
+Status FeedForwardBlock::Run(int layer, const LayerWeights& weights, const Batch& batch, Slice own,
+                             float* residual, RowFailures& failures) {
   const bool routed = config_.IsMoe(layer);
-  Normalise(layer, weights, num_tokens, residual, routed, failures);
-  if (routed) SortByExpert(num_tokens);
-  MakeBranches(weights, num_tokens, routed);
-  PrepareInputs(num_tokens);
-  GateAndUp();
-  Activate();
-  Down(num_tokens);
-  AddResidual(layer, num_tokens, residual, failures);
+  const MoeMode mode = peers_.topology.mode();
+  Normalise(layer, weights, own, residual, routed, failures);
+  if (!routed || mode == MoeMode::kReduce) {
+    Compute(weights, routed, routed ? weights.shared : weights.dense, num_rows_);
+    Communicator& all = routed ? peers_.world : peers_.group;
+    RETURN_IF_ERROR(all.AllReduce(sums_.Values(0, num_rows_)));
+    AddResidual(layer, own, 0, residual, failures);
+    return {};
+  }
+  if (mode == MoeMode::kGather) {
+    RETURN_IF_ERROR(GatherRows(batch));
+    Compute(weights, true, weights.shared, num_rows_);
+    std::vector<int64_t> counts(peers_.world.size());
+    int first_own = 0;
+    for (int rank = 0, at = 0; rank < peers_.world.size(); ++rank) {
+      const Topology peer(peers_.topology.degrees(), rank);
+      const int tokens = peer.Tokens(batch.group_tokens[peer.dp_rank()]).size();
+      counts[rank] = tokens * sums_.stride();
+      if (rank == peers_.topology.rank()) first_own = at;
+      at += tokens;
+    }
+    RETURN_IF_ERROR(peers_.world.ReduceScatter(sums_.Values(0, num_rows_), counts,
+                                               sums_.Values(first_own, first_own + own.size())));
+    AddResidual(layer, own, first_own, residual, failures);
+  } else {
+    RETURN_IF_ERROR(ExchangeRows(own));
+    Compute(weights, true, weights.shared, own.size());
+    RETURN_IF_ERROR(ReturnExchanged());
+    AddResidual(layer, own, 0, residual, failures);
+  }
+  return GatherResidual(own, batch.num_tokens(), residual, failures);
 }
 
-void FeedForwardBlock::Normalise(int layer, const LayerWeights& weights, int num_tokens,
-                                 const float* residual, bool routed, RowFailures& failures) {
+// The table's first rows: the own tokens, normalised and routed.
+void FeedForwardBlock::Normalise(int layer, const LayerWeights& weights, Slice own, const float* residual,
+                                 bool routed, RowFailures& failures) {
   const int hidden = config_.hidden_size;
   const int experts = config_.n_routed_experts;
   const int top_k = config_.num_experts_per_tok;
-  Grow(normed_, int64_t{num_tokens} * hidden);
-  if (routed) {
-    Grow(scores_, int64_t{num_tokens} * experts);
-    chosen_.resize(static_cast<size_t>(num_tokens) * top_k);
-  }
+  num_rows_ = own.size();
+  Grow(table_, num_rows_ * row_floats_);
+  if (routed) Grow(scores_, int64_t{num_rows_} * experts);
   const int tasks =
-      NumTasks(num_tokens, int64_t{num_tokens} * hidden * (routed ? 8 + 4 * experts : 8), threads_);
+      NumTasks(num_rows_, int64_t{num_rows_} * hidden * (routed ? 8 + 4 * experts : 8), threads_);
   threads_.ParallelFor(tasks, [&](int task, int) {
-    const auto [begin, end] = ShareOf(num_tokens, tasks, task);
-    for (int t = begin; t < end; ++t) {
-      if (!kernels_.rms_norm(residual + int64_t{t} * hidden, weights.post_attention_norm.data(), hidden,
-                             config_.rms_norm_eps, normed_.data() + int64_t{t} * hidden)) {
-        failures.Mark(t, layer, "post_attention_layernorm");
+    const auto [begin, end] = SliceOf(num_rows_, tasks, task);
+    for (int row = begin; row < end; ++row) {
+      const int token = own.begin + row;
+      if (!kernels_.rms_norm(residual + int64_t{token} * hidden, weights.post_attention_norm.data(), hidden,
+                             config_.rms_norm_eps, Row(row))) {
+        failures.Mark(token, layer, Operation::kPostAttentionNorm);
       }
     }
     if (!routed || begin == end) return;
     float* logits = scores_.data() + int64_t{begin} * experts;
-    kernels_.gemm_float(normed_.data() + int64_t{begin} * hidden, hidden, weights.router, end - begin, 0,
-                        weights.router.num_panels(), logits, experts);
+    kernels_.gemm_float(Row(begin), row_floats_, weights.router, end - begin, 0, weights.router.num_panels(),
+                        logits, experts);
     kernels_.sigmoid(logits, (end - begin) * experts, logits);
-    for (int t = begin; t < end; ++t) {
-      Route(config_, std::span<const float>(scores_).subspan(int64_t{t} * experts, experts),
-            weights.router_bias, std::span(chosen_).subspan(int64_t{t} * top_k, top_k));
+    for (int row = begin; row < end; ++row) {
+      Route(config_, std::span<const float>(scores_).subspan(int64_t{row} * experts, experts),
+            weights.router_bias, std::span(Chosen(row), top_k));
     }
   });
 }
 
-void FeedForwardBlock::SortByExpert(int num_tokens) {
+// kGather: the table becomes all ranks' rows, in the order of the ranks.
+Status FeedForwardBlock::GatherRows(const Batch& batch) {
+  std::vector<int64_t> sizes(peers_.world.size());
+  int total = 0;
+  for (int rank = 0; rank < peers_.world.size(); ++rank) {
+    const Topology peer(peers_.topology.degrees(), rank);
+    const int tokens = peer.Tokens(batch.group_tokens[peer.dp_rank()]).size();
+    sizes[rank] = tokens * row_bytes();
+    total += tokens;
+  }
+  outgoing_.assign(table_.begin(), table_.begin() + num_rows_ * row_floats_);
+  num_rows_ = total;
+  Grow(table_, num_rows_ * row_floats_);
+  return peers_.world.AllGather(
+      std::as_bytes(std::span(outgoing_)), sizes,
+      std::as_writable_bytes(std::span(table_).first(static_cast<size_t>(num_rows_ * row_floats_))));
+}
+
+// kExchange: a row travels once to each rank that holds some of its experts; own experts need no travel.
+Status FeedForwardBlock::ExchangeRows(Slice own) {
+  const int world = peers_.world.size();
+  const int self = peers_.world.rank();
+  for (std::vector<int32_t>& rows : sent_rows_) rows.clear();
+  for (int row = 0; row < own.size(); ++row) {
+    for (int i = 0; i < config_.num_experts_per_tok; ++i) {
+      const int owner = peers_.topology.ExpertOwnerSet(Chosen(row)[i].expert, config_.n_routed_experts);
+      if (owner == self || (!sent_rows_[owner].empty() && sent_rows_[owner].back() == row)) continue;
+      sent_rows_[owner].push_back(row);
+    }
+  }
+  std::vector<int32_t> num_sent(world);
+  std::vector<int64_t> send_sizes(world), receive_sizes(world);
+  const std::vector<int64_t> words(world, sizeof(int32_t));
+  outgoing_.clear();
+  for (int rank = 0; rank < world; ++rank) {
+    num_sent[rank] = static_cast<int32_t>(sent_rows_[rank].size());
+    send_sizes[rank] = num_sent[rank] * row_bytes();
+    for (const int32_t row : sent_rows_[rank])
+      outgoing_.insert(outgoing_.end(), Row(row), Row(row) + row_floats_);
+  }
+  RETURN_IF_ERROR(peers_.world.AllToAll(std::as_bytes(std::span(num_sent)), words,
+                                        std::as_writable_bytes(std::span(num_received_)), words));
+  const int64_t first_byte = num_rows_ * row_bytes();
+  int64_t num_bytes = 0;
+  for (int rank = 0; rank < world; ++rank) {
+    receive_sizes[rank] = num_received_[rank] * row_bytes();
+    num_bytes += receive_sizes[rank];
+    num_rows_ += num_received_[rank];
+  }
+  Grow(table_, num_rows_ * row_floats_);
+  const auto arriving = std::as_writable_bytes(std::span(table_)).subspan(first_byte, num_bytes);
+  return peers_.world.AllToAll(std::as_bytes(std::span(outgoing_)), send_sizes, arriving, receive_sizes);
+}
+
+void FeedForwardBlock::Compute(const LayerWeights& weights, bool routed, const FeedForward& whole,
+                               int num_whole) {
+  if (routed) {
+    SortByExpert();
+  } else {
+    expert_begin_.assign(1, 0);
+  }
+  MakeBranches(weights, whole, num_whole);
+  PrepareInputs();
+  GateAndUp();
+  Activate();
+  Down();
+  sums_.FlagOutOfRange(Operation::kDownProjection);
+}
+
+// Assignments to the experts that are held here.
+void FeedForwardBlock::SortByExpert() {
+  const Slice own = peers_.topology.Experts(config_.n_routed_experts);
   const int top_k = config_.num_experts_per_tok;
-  expert_begin_.assign(config_.n_routed_experts + 1, 0);
-  for (const RoutedExpert& slot : chosen_) ++expert_begin_[slot.expert + 1];
-  for (int e = 0; e < config_.n_routed_experts; ++e) expert_begin_[e + 1] += expert_begin_[e];
-  assigned_tokens_.resize(chosen_.size());
-  assigned_weights_.resize(chosen_.size());
-  std::vector<int32_t> next(expert_begin_.begin(), expert_begin_.end() - 1);
-  for (int t = 0; t < num_tokens; ++t) {
+  const auto local = [&](int row, int i) {  // -1: held elsewhere
+    const int expert = Chosen(row)[i].expert;
+    return expert >= own.begin && expert < own.end ? expert - own.begin : -1;
+  };
+  expert_begin_.assign(own.size() + 1, 0);
+  for (int row = 0; row < num_rows_; ++row) {
     for (int i = 0; i < top_k; ++i) {
-      const RoutedExpert& slot = chosen_[int64_t{t} * top_k + i];
-      const int32_t at = next[slot.expert]++;
-      assigned_tokens_[at] = t;
-      assigned_weights_[at] = slot.weight;
+      if (const int expert = local(row, i); expert >= 0) ++expert_begin_[expert + 1];
+    }
+  }
+  for (int e = 0; e < own.size(); ++e) expert_begin_[e + 1] += expert_begin_[e];
+  assigned_tokens_.resize(expert_begin_.back());
+  assigned_weights_.resize(expert_begin_.back());
+  std::vector<int32_t> next(expert_begin_.begin(), expert_begin_.end() - 1);
+  for (int row = 0; row < num_rows_; ++row) {
+    for (int i = 0; i < top_k; ++i) {
+      const int expert = local(row, i);
+      if (expert < 0) continue;
+      const int32_t at = next[expert]++;
+      assigned_tokens_[at] = row;
+      assigned_weights_[at] = Chosen(row)[i].weight;
     }
   }
 }
 
-void FeedForwardBlock::MakeBranches(const LayerWeights& weights, int num_tokens, bool routed) {
+void FeedForwardBlock::MakeBranches(const LayerWeights& weights, const FeedForward& whole, int num_whole) {
   branches_.clear();
   int64_t hidden_at = 0;
   const auto add = [&](Branch branch) {
+    if (branch.count == 0 || branch.weights->empty()) return;
     branch.hidden_at = hidden_at;
     hidden_at += int64_t{branch.count} * branch.width();
     branches_.push_back(branch);
   };
-  if (routed) {
-    for (int e = 0; e < config_.n_routed_experts; ++e) {
-      const int first = expert_begin_[e];
-      const int count = expert_begin_[e + 1] - first;
-      if (count == 0) continue;
-      add({.weights = &weights.experts[e],
-           .count = count,
-           .first = first,
-           .tokens = assigned_tokens_.data() + first,
-           .row_weights = assigned_weights_.data() + first,
-           .inputs = &routed_inputs_,
-           .down = &routed_down_});
-    }
+  for (size_t e = 0; e + 1 < expert_begin_.size(); ++e) {
+    const int first = expert_begin_[e];
+    add({.weights = &weights.experts[e],
+         .count = expert_begin_[e + 1] - first,
+         .first = first,
+         .tokens = assigned_tokens_.data() + first,
+         .row_weights = assigned_weights_.data() + first,
+         .inputs = &routed_inputs_,
+         .down = &routed_down_});
   }
-  const FeedForward* whole = routed ? &weights.shared : &weights.dense;
-  if (whole->gate.num_outputs > 0) {
-    const bool shared = !branches_.empty() && ShareInputs(whole->gate, branches_.front().weights->gate);
-    add({.weights = whole,
-         .count = num_tokens,
-         .inputs = shared ? &routed_inputs_ : &whole_inputs_,
-         .down = &whole_down_});
-  }
+  const bool shared = !branches_.empty() && ShareInputs(whole.gate, branches_.front().weights->gate);
+  add({.weights = &whole,
+       .count = num_whole,
+       .inputs = shared ? &routed_inputs_ : &whole_inputs_,
+       .down = &whole_down_});
   Grow(gate_out_, hidden_at);
   Grow(up_out_, hidden_at);
   for (const Branch& branch : branches_) {  // same shape for all branches of one Inputs: the last call stands
-    const int rows = branch.tokens == nullptr ? num_tokens : static_cast<int>(assigned_tokens_.size());
-    branch.inputs->gate.Reshape(branch.weights->gate, branch.per_row_inputs() ? rows : num_tokens);
+    const int rows = branch.tokens == nullptr ? num_rows_ : static_cast<int>(assigned_tokens_.size());
+    branch.inputs->gate.Reshape(branch.weights->gate, branch.per_row_inputs() ? rows : num_rows_);
     if (branch.per_row_inputs()) branch.inputs->up.Reshape(branch.weights->up, rows);
     branch.down->Reshape(branch.weights->down, rows);
   }
 }
 
-void FeedForwardBlock::PrepareInputs(int num_tokens) {
-  const int hidden = config_.hidden_size;
-  const auto normed = [&](int token) { return normed_.data() + int64_t{token} * hidden; };
-  const int tasks = NumTasks(num_tokens, int64_t{num_tokens} * hidden * 8, threads_);
+void FeedForwardBlock::PrepareInputs() {
+  const int tasks = NumTasks(num_rows_, int64_t{num_rows_} * config_.hidden_size * 8, threads_);
   // One row per token, written once: any branch of the same Inputs stands for all.
   const Linear* routed_form = nullptr;
   const Linear* whole_form = nullptr;
@@ -132,17 +236,17 @@ void FeedForwardBlock::PrepareInputs(int num_tokens) {
     (branch.inputs == &routed_inputs_ ? routed_form : whole_form) = &branch.weights->gate;
   }
   threads_.ParallelFor(tasks, [&](int task, int) {
-    const auto [begin, end] = ShareOf(num_tokens, tasks, task);
-    for (int t = begin; t < end; ++t) {
-      if (routed_form != nullptr) routed_inputs_.gate.Set(t, *routed_form, normed(t), kernels_);
-      if (whole_form != nullptr) whole_inputs_.gate.Set(t, *whole_form, normed(t), kernels_);
+    const auto [begin, end] = SliceOf(num_rows_, tasks, task);
+    for (int row = begin; row < end; ++row) {
+      if (routed_form != nullptr) routed_inputs_.gate.Set(row, *routed_form, Row(row), kernels_);
+      if (whole_form != nullptr) whole_inputs_.gate.Set(row, *whole_form, Row(row), kernels_);
     }
   });
   threads_.ParallelFor(static_cast<int>(branches_.size()), [&](int task, int) {
     const Branch& branch = branches_[task];
     if (!branch.per_row_inputs()) return;
     for (int i = 0; i < branch.count; ++i) {
-      const float* x = normed(branch.tokens == nullptr ? i : branch.tokens[i]);
+      const float* x = Row(branch.tokens == nullptr ? i : branch.tokens[i]);
       branch.inputs->gate.Set(branch.first + i, branch.weights->gate, x, kernels_);
       branch.inputs->up.Set(branch.first + i, branch.weights->up, x, kernels_);
     }
@@ -162,7 +266,7 @@ void FeedForwardBlock::GateAndUp() {
   const int units = unit_begin.back();
   const int tasks = NumTasks(units, macs, threads_);
   threads_.ParallelFor(tasks, [&](int task, int) {
-    const auto [begin, end] = ShareOf(units, tasks, task);
+    const auto [begin, end] = SliceOf(units, tasks, task);
     size_t i = std::upper_bound(unit_begin.begin(), unit_begin.end(), begin) - unit_begin.begin() - 1;
     for (int unit = begin; unit < end; ++i) {
       const Branch& branch = branches_[i / 2];
@@ -189,7 +293,7 @@ void FeedForwardBlock::Activate() {
   const int rows = row_begin.back();
   const int tasks = NumTasks(rows, work, threads_);
   threads_.ParallelFor(tasks, [&](int task, int thread) {
-    const auto [begin, end] = ShareOf(rows, tasks, task);
+    const auto [begin, end] = SliceOf(rows, tasks, task);
     size_t i = std::upper_bound(row_begin.begin(), row_begin.end(), begin) - row_begin.begin() - 1;
     float* activated = Scratch(thread);
     for (int row = begin; row < end; ++row) {
@@ -204,8 +308,8 @@ void FeedForwardBlock::Activate() {
 }
 
 // Threads share output columns, so that experts may add to the same token without a lock.
-void FeedForwardBlock::Down(int num_tokens) {
-  sums_.Clear(num_tokens, config_.hidden_size, threads_.num_threads());
+void FeedForwardBlock::Down() {
+  sums_.Clear(num_rows_, config_.hidden_size, threads_.num_threads());
   if (branches_.empty()) return;
   int64_t macs = 0;
   int max_panels = 0;
@@ -215,7 +319,7 @@ void FeedForwardBlock::Down(int num_tokens) {
   }
   const int tasks = NumTasks(max_panels, macs, threads_);
   threads_.ParallelFor(tasks, [&](int task, int thread) {
-    const auto [column_begin, column_end] = ShareOf((config_.hidden_size + 31) / 32, tasks, task);
+    const auto [column_begin, column_end] = SliceOf((config_.hidden_size + 31) / 32, tasks, task);
     for (const Branch& branch : branches_) {
       const Linear& down = branch.weights->down;
       const int per_column_unit =
@@ -229,14 +333,66 @@ void FeedForwardBlock::Down(int num_tokens) {
   });
 }
 
-void FeedForwardBlock::AddResidual(int layer, int num_tokens, float* residual, RowFailures& failures) {
-  const int tasks = NumTasks(num_tokens, int64_t{num_tokens} * config_.hidden_size * 8, threads_);
+// kExchange: sums of rows that came from elsewhere go back, and those of the own rows are added.
+Status FeedForwardBlock::ReturnExchanged() {
+  const int world = peers_.world.size();
+  const int64_t sum_bytes = sums_.stride() * int64_t{sizeof(int64_t)};
+  std::vector<int64_t> send_sizes(world), receive_sizes(world);
+  int num_sent = 0;
+  int num_guests = 0;
+  for (int rank = 0; rank < world; ++rank) {
+    send_sizes[rank] = num_received_[rank] * sum_bytes;
+    receive_sizes[rank] = static_cast<int64_t>(sent_rows_[rank].size()) * sum_bytes;
+    num_guests += num_received_[rank];
+    num_sent += static_cast<int>(sent_rows_[rank].size());
+  }
+  Grow(returned_, num_sent * sums_.stride());
+  const std::span<int64_t> returned(returned_.data(), static_cast<size_t>(num_sent * sums_.stride()));
+  RETURN_IF_ERROR(peers_.world.AllToAll(std::as_bytes(sums_.Values(num_rows_ - num_guests, num_rows_)),
+                                        send_sizes, std::as_writable_bytes(returned), receive_sizes));
+  const int64_t* values = returned.data();
+  for (const std::vector<int32_t>& rows : sent_rows_) {
+    for (const int32_t row : rows) {
+      sums_.AddRow(row, values);
+      values += sums_.stride();
+    }
+  }
+  return {};
+}
+
+// The own tokens' sums lie in rows first_row ...
+void FeedForwardBlock::AddResidual(int layer, Slice own, int first_row, float* residual,
+                                   RowFailures& failures) {
+  const int tasks = NumTasks(own.size(), int64_t{own.size()} * config_.hidden_size * 8, threads_);
   threads_.ParallelFor(tasks, [&](int task, int) {
-    const auto [begin, end] = ShareOf(num_tokens, tasks, task);
-    for (int t = begin; t < end; ++t) {
-      sums_.AddTo(t, residual, t, layer, "down_proj", kernels_, failures);
+    const auto [begin, end] = SliceOf(own.size(), tasks, task);
+    for (int i = begin; i < end; ++i) {
+      sums_.AddTo(first_row + i, residual, own.begin + i, layer, kernels_, failures);
     }
   });
+}
+
+// Every rank of the group gets all of the group's residual rows, and what failed in them.
+Status FeedForwardBlock::GatherResidual(Slice own, int num_tokens, float* residual, RowFailures& failures) {
+  const int members = peers_.group.size();
+  if (members == 1) return {};
+  const int hidden = config_.hidden_size;
+  std::vector<int64_t> row_sizes(members), code_sizes(members);
+  for (int member = 0; member < members; ++member) {
+    const int tokens = SliceOf(num_tokens, members, member).size();
+    row_sizes[member] = int64_t{tokens} * hidden * int64_t{sizeof(float)};
+    code_sizes[member] = int64_t{tokens} * int64_t{sizeof(int32_t)};
+  }
+  const std::span<float> rows(residual, static_cast<size_t>(num_tokens) * hidden);
+  RETURN_IF_ERROR(peers_.group.AllGather(
+      std::as_bytes(rows.subspan(int64_t{own.begin} * hidden, int64_t{own.size()} * hidden)), row_sizes,
+      std::as_writable_bytes(rows)));
+  std::vector<int32_t> codes(num_tokens);
+  for (int t = own.begin; t < own.end; ++t) codes[t] = failures.Code(t);
+  RETURN_IF_ERROR(peers_.group.AllGather(std::as_bytes(std::span(codes).subspan(own.begin, own.size())),
+                                         code_sizes, std::as_writable_bytes(std::span(codes))));
+  for (int t = 0; t < num_tokens; ++t) failures.Adopt(t, codes[t]);
+  return {};
 }
 
 }  // namespace tessera

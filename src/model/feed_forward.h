@@ -1,6 +1,14 @@
 // The second half of a layer: x += FFN(norm(x)), dense or mixture of experts, for all tokens of a batch.
-// Both are the same thing here: some branches (experts, the shared expert, the one dense FFN), each over some
-// rows, whose fixed-point terms are added. Internal to model/. One thread calls Run.
+// Internal to model/. One thread calls Run.
+//
+// Every rank works on a table of rows: the normalised tokens that it computes something for, with the experts
+// that each of them goes to. Who fills the table and where the sums go is the layout's mode
+// (docs/parallel.md):
+//   dense, kReduce   the group's tokens, which every rank has; sums of all ranks are added
+//   kGather          all tokens of the world, gathered; sums return to the tokens' owners
+//   kExchange        own tokens, then those that other ranks sent here; sums return likewise
+// Over these rows run branches (experts, the shared expert, the one dense FFN), each over some of them, whose
+// fixed-point terms are added.
 #pragma once
 
 #include <vector>
@@ -8,6 +16,7 @@
 #include "model/batch.h"
 #include "model/config.h"
 #include "model/linear.h"
+#include "model/peers.h"
 #include "model/router.h"
 #include "model/weights.h"
 
@@ -15,10 +24,13 @@ namespace tessera {
 
 class FeedForwardBlock {
  public:
-  FeedForwardBlock(const ModelConfig& config, const kernels::Kernels& kernels, ThreadPool& threads);
+  FeedForwardBlock(const ModelConfig& config, const Peers& peers, const kernels::Kernels& kernels,
+                   ThreadPool& threads);
 
-  // Updates residual [num_tokens][hidden].
-  void Run(int layer, const LayerWeights& weights, int num_tokens, float* residual, RowFailures& failures);
+  // Updates residual [token][hidden] of all tokens of the batch, on every rank of the group. `own` are the
+  // tokens whose residual is current: topology.Tokens in a routed layer of several groups, else all.
+  Status Run(int layer, const LayerWeights& weights, const Batch& batch, Slice own, float* residual,
+             RowFailures& failures);
   static int64_t WorkspaceBytes(const ModelConfig& config, int num_tokens);
 
  private:
@@ -31,7 +43,7 @@ class FeedForwardBlock {
     const FeedForward* weights = nullptr;
     int count = 0;                       // rows
     int first = 0;                       // where they lie in inputs of one row per branch row, and in `down`
-    const int32_t* tokens = nullptr;     // [count]; null: row i is token i
+    const int32_t* tokens = nullptr;     // [count] rows of the table; null: row i is row i of it
     const float* row_weights = nullptr;  // [count]; null: 1
     Inputs* inputs = nullptr;
     LinearInput* down = nullptr;
@@ -40,27 +52,41 @@ class FeedForwardBlock {
     bool per_row_inputs() const { return weights->gate.scheme == Scheme::kInt8Static; }
   };
 
-  void Normalise(int layer, const LayerWeights& weights, int num_tokens, const float* residual, bool routed,
+  // -- Filling the table
+  void Normalise(int layer, const LayerWeights& weights, Slice own, const float* residual, bool routed,
                  RowFailures& failures);
-  void SortByExpert(int num_tokens);
-  void MakeBranches(const LayerWeights& weights, int num_tokens, bool routed);
-  void PrepareInputs(int num_tokens);
+  Status GatherRows(const Batch& batch);
+  Status ExchangeRows(Slice own);
+  // -- Computing it: `whole` is the FFN that the first num_whole rows all go to.
+  void Compute(const LayerWeights& weights, bool routed, const FeedForward& whole, int num_whole);
+  void SortByExpert();
+  void MakeBranches(const LayerWeights& weights, const FeedForward& whole, int num_whole);
+  void PrepareInputs();
   void GateAndUp();
   void Activate();
-  void Down(int num_tokens);
-  void AddResidual(int layer, int num_tokens, float* residual, RowFailures& failures);
+  void Down();
+  // -- Bringing the sums home
+  Status ReturnExchanged();
+  void AddResidual(int layer, Slice own, int first_row, float* residual, RowFailures& failures);
+  Status GatherResidual(Slice own, int num_tokens, float* residual, RowFailures& failures);
   float* Scratch(int thread) { return scratch_.data() + static_cast<size_t>(thread) * scratch_width_; }
+  int64_t row_bytes() const { return row_floats_ * int64_t{sizeof(float)}; }
+  float* Row(int row) { return table_.data() + row * row_floats_; }
+  // The experts of a row; those with index -1 are none.
+  RoutedExpert* Chosen(int row) { return reinterpret_cast<RoutedExpert*>(Row(row) + config_.hidden_size); }
 
   const ModelConfig& config_;
+  const Peers& peers_;
   const kernels::Kernels& kernels_;
   ThreadPool& threads_;
   const size_t scratch_width_;
+  const int64_t row_floats_;  // hidden, then top_k pairs of expert and weight
 
-  std::vector<float> normed_;             // [token][hidden]
+  int num_rows_ = 0;
+  std::vector<float> table_;              // [row][row_floats_]
   std::vector<float> scores_;             // [token][expert]
-  std::vector<RoutedExpert> chosen_;      // [token][top_k]
-  std::vector<int32_t> expert_begin_;     // [expert + 1] into the sorted assignments
-  std::vector<int32_t> assigned_tokens_;  // sorted by expert, then token
+  std::vector<int32_t> expert_begin_;     // [own expert + 1] into the sorted assignments
+  std::vector<int32_t> assigned_tokens_;  // sorted by expert, then row
   std::vector<float> assigned_weights_;
   std::vector<Branch> branches_;
   Inputs routed_inputs_, whole_inputs_;
@@ -68,6 +94,11 @@ class FeedForwardBlock {
   std::vector<kernels::Bf16> gate_out_, up_out_;
   FixedSums sums_;
   std::vector<float> scratch_;
+  // kExchange: which rows went to each rank, and how many came from it.
+  std::vector<std::vector<int32_t>> sent_rows_;
+  std::vector<int32_t> num_received_;
+  std::vector<float> outgoing_;
+  std::vector<int64_t> returned_;
 };
 
 }  // namespace tessera

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/threads.h"
+#include "comm/topology.h"
 #include "kernels/kernels.h"
 #include "model/weights.h"
 
@@ -55,20 +56,12 @@ void RowParallel(const Linear& linear, const LinearInput& input, int first_row, 
                  const kernels::RowMap& rows, int panel_begin, int panel_end, const kernels::FixedRows& out,
                  const kernels::Kernels& kernels);
 
-// How many tasks to cut `units` into, given the multiply-accumulates of them all: 1 when a thread's share
-// would not pay for waking it (about a microsecond of int8 work).
+// How many tasks to cut `units` into (SliceOf is the share of one), given the multiply-accumulates of them
+// all: 1 when a thread's share would not pay for waking it (about a microsecond of int8 work).
 inline int NumTasks(int units, int64_t macs, const ThreadPool& threads) {
   constexpr int64_t kMacsPerTask = 200'000;
   const int64_t worthwhile = std::max<int64_t>(1, macs / kMacsPerTask);
   return static_cast<int>(std::min<int64_t>({units, worthwhile, int64_t{threads.num_threads()} * 4}));
-}
-// The share [begin, end) of task `task`.
-struct Share {
-  int begin = 0, end = 0;
-};
-inline Share ShareOf(int units, int num_tasks, int task) {
-  return {static_cast<int>(int64_t{units} * task / num_tasks),
-          static_cast<int>(int64_t{units} * (task + 1) / num_tasks)};
 }
 
 }  // namespace tessera

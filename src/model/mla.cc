@@ -13,15 +13,16 @@ constexpr int kTokenBlock = 256;
 
 }  // namespace
 
-Mla::Mla(const ModelConfig& config, const RotaryTables& rotary, const kernels::Kernels& kernels,
-         ThreadPool& threads)
+Mla::Mla(const ModelConfig& config, const Peers& peers, const RotaryTables& rotary,
+         const kernels::Kernels& kernels, ThreadPool& threads)
     : config_(config),
+      peers_(peers),
+      heads_(peers.topology.Heads(config.num_heads).size()),
       rotary_(rotary),
       kernels_(kernels),
       threads_(threads),
-      softmax_scale_(SoftmaxScale(config)),
       scratch_width_(2 * std::max({config.hidden_size, config.q_lora_rank, config.kv_lora_rank,
-                                   config.num_heads * config.v_head_dim})),
+                                   heads_ * config.v_head_dim})),
       scratch_(scratch_width_ * threads.num_threads()) {
   const int64_t bytes = kernels::AttentionScratchBytes(config.kv_lora_rank, config.qk_rope_head_dim);
   auto arena = Arena::Allocate((bytes + 64) * threads.num_threads());
@@ -38,16 +39,18 @@ int64_t Mla::WorkspaceBytes(const ModelConfig& c, int num_tokens, int num_thread
          num_threads * kernels::AttentionScratchBytes(c.kv_lora_rank, c.qk_rope_head_dim);
 }
 
-void Mla::Run(int layer, const LayerWeights& weights, const Batch& batch, KvCache& cache, float* residual,
-              RowFailures& failures) {
+Status Mla::Run(int layer, const LayerWeights& weights, const Batch& batch, bool scatter, KvCache& cache,
+                float* residual, RowFailures& failures) {
   ProjectInputs(layer, weights, batch.num_tokens(), residual, failures);
   WriteCache(layer, weights, batch, cache, failures);
   for (int first = 0; first < batch.num_tokens(); first += kTokenBlock) {
     const int count = std::min(kTokenBlock, batch.num_tokens() - first);
     MakeQueries(weights, batch, first, count);
     Attend(layer, batch, cache, first, count, failures);
-    ProjectOutputs(layer, weights, first, count, residual, failures);
+    ProjectOutputs(weights, count);
+    RETURN_IF_ERROR(AddOutputs(layer, batch, scatter, first, count, residual, failures));
   }
+  return {};
 }
 
 // q_a and kv_a of the normalised residual.
@@ -58,12 +61,12 @@ void Mla::ProjectInputs(int layer, const LayerWeights& weights, int num_tokens, 
   kv_a_input_.Reshape(weights.kv_a, num_tokens);
   const int row_tasks = NumTasks(num_tokens, int64_t{num_tokens} * hidden * 16, threads_);
   threads_.ParallelFor(row_tasks, [&](int task, int thread) {
-    const auto [begin, end] = ShareOf(num_tokens, row_tasks, task);
+    const auto [begin, end] = SliceOf(num_tokens, row_tasks, task);
     float* normed = Scratch(thread);
     for (int t = begin; t < end; ++t) {
       if (!kernels_.rms_norm(residual + int64_t{t} * hidden, weights.input_norm.data(), hidden,
                              config_.rms_norm_eps, normed)) {
-        failures.Mark(t, layer, "input_layernorm");
+        failures.Mark(t, layer, Operation::kInputNorm);
       }
       q_a_input_.Set(t, weights.q_a, normed, kernels_);
       kv_a_input_.Set(t, weights.kv_a, normed, kernels_);
@@ -78,7 +81,7 @@ void Mla::ProjectInputs(int layer, const LayerWeights& weights, int num_tokens, 
   const int tasks = NumTasks(panels, macs, threads_);
   const kernels::RowMap rows{.count = num_tokens};
   threads_.ParallelFor(tasks, [&](int task, int) {
-    const auto [begin, end] = ShareOf(panels, tasks, task);
+    const auto [begin, end] = SliceOf(panels, tasks, task);
     if (begin < q_panels) {
       ColumnParallel(weights.q_a, q_a_input_, 0, rows, begin, std::min(end, q_panels), q_a_.data(),
                      weights.q_a.num_outputs, kernels_);
@@ -100,7 +103,7 @@ void Mla::WriteCache(int layer, const LayerWeights& weights, const Batch& batch,
   q_b_input_.Reshape(weights.q_b, num_tokens);
   const int tasks = NumTasks(num_tokens, int64_t{num_tokens} * (rank + latent) * 16, threads_);
   threads_.ParallelFor(tasks, [&](int task, int thread) {
-    const auto [begin, end] = ShareOf(num_tokens, tasks, task);
+    const auto [begin, end] = SliceOf(num_tokens, tasks, task);
     float* wide = Scratch(thread);
     float* normed = wide + scratch_width_ / 2;
     for (int t = begin; t < end; ++t) {
@@ -111,7 +114,7 @@ void Mla::WriteCache(int layer, const LayerWeights& weights, const Batch& batch,
       const kernels::Bf16* kv = kv_a_.data() + int64_t{t} * weights.kv_a.num_outputs;
       kernels_.to_float(kv, latent, wide);
       if (!kernels_.rms_norm(wide, weights.kv_a_norm.data(), latent, config_.rms_norm_eps, normed)) {
-        failures.Mark(t, layer, "kv_a_layernorm");
+        failures.Mark(t, layer, Operation::kKvNorm);
       }
       kernels_.to_bf16(normed, latent, row);
       kernels_.rope(kv + latent, rotary_.CosRow(position), rotary_.SinRow(position), rope, row + latent);
@@ -120,7 +123,7 @@ void Mla::WriteCache(int layer, const LayerWeights& weights, const Batch& batch,
 
       kernels_.to_float(q_a_.data() + int64_t{t} * rank, rank, wide);
       if (!kernels_.rms_norm(wide, weights.q_a_norm.data(), rank, config_.rms_norm_eps, normed)) {
-        failures.Mark(t, layer, "q_a_layernorm");
+        failures.Mark(t, layer, Operation::kQueryNorm);
       }
       q_b_input_.Set(t, weights.q_b, normed, kernels_);
     }
@@ -128,7 +131,7 @@ void Mla::WriteCache(int layer, const LayerWeights& weights, const Batch& batch,
 }
 
 void Mla::MakeQueries(const LayerWeights& weights, const Batch& batch, int first, int count) {
-  const int heads = config_.num_heads;
+  const int heads = heads_;
   const int head_width = config_.qk_head_dim();
   const int width = config_.latent_width();
   const int64_t q_stride = int64_t{heads} * head_width;
@@ -137,7 +140,7 @@ void Mla::MakeQueries(const LayerWeights& weights, const Batch& batch, int first
   const int panels = weights.q_b.num_panels();
   const int tasks = NumTasks(panels, count * q_stride * config_.q_lora_rank, threads_);
   threads_.ParallelFor(tasks, [&](int task, int) {
-    const auto [begin, end] = ShareOf(panels, tasks, task);
+    const auto [begin, end] = SliceOf(panels, tasks, task);
     ColumnParallel(weights.q_b, q_b_input_, first, rows, begin, end, q_.data(), q_stride, kernels_);
   });
 
@@ -148,7 +151,7 @@ void Mla::MakeQueries(const LayerWeights& weights, const Batch& batch, int first
       int64_t{count} * heads * nope * config_.kv_lora_rank * 2;  // bf16 runs at half the rate
   const int head_tasks = NumTasks(heads, macs, threads_);
   threads_.ParallelFor(head_tasks, [&](int task, int) {
-    const auto [begin, end] = ShareOf(heads, head_tasks, task);
+    const auto [begin, end] = SliceOf(heads, head_tasks, task);
     for (int h = begin; h < end; ++h) {
       const kernels::Bf16* in = q_.data() + int64_t{h} * head_width;
       kernels::Bf16* out = queries_.data() + int64_t{h} * width;
@@ -170,7 +173,7 @@ void Mla::Attend(int layer, const Batch& batch, const KvCache& cache, int first,
     int row, num_rows;  // row = (token - first) * heads + head
     const int32_t* blocks;
   };
-  const int heads = config_.num_heads;
+  const int heads = heads_;
   const int latent = config_.kv_lora_rank;
   std::vector<Tile> tiles;
   int64_t macs = 0;
@@ -197,7 +200,7 @@ void Mla::Attend(int layer, const Batch& batch, const KvCache& cache, int first,
   const int num_tiles = static_cast<int>(tiles.size());
   const int tasks = macs < 200'000 ? 1 : num_tiles;
   threads_.ParallelFor(tasks, [&](int task, int thread) {
-    const auto [begin, end] = ShareOf(num_tiles, tasks, task);
+    const auto [begin, end] = SliceOf(num_tiles, tasks, task);
     for (int i = begin; i < end; ++i) {
       const Tile& tile = tiles[i];
       const kernels::AttentionTile in{
@@ -207,21 +210,23 @@ void Mla::Attend(int layer, const Batch& batch, const KvCache& cache, int first,
           .pages = cache.Pages(layer, tile.blocks),
           .latent = latent,
           .rope = config_.qk_rope_head_dim,
-          .softmax_scale = softmax_scale_};
+          .softmax_scale = rotary_.softmax_scale};
       kernels_.attention(in, attention_scratch_.data() + thread * scratch_bytes,
                          mixed_.data() + int64_t{tile.row} * latent, latent, &bad_rows[i]);
     }
   });
+  sums_.Clear(count, config_.hidden_size, threads_.num_threads());
   for (size_t i = 0; i < tiles.size(); ++i) {
     for (uint64_t bad = bad_rows[i]; bad != 0; bad &= bad - 1) {
-      failures.Mark(first + (tiles[i].row + std::countr_zero(bad)) / heads, layer, "attention score");
+      const int t = (tiles[i].row + std::countr_zero(bad)) / heads;
+      failures.Mark(first + t, layer, Operation::kAttentionScore);
+      sums_.Flag(t, Operation::kAttentionScore);
     }
   }
 }
 
-void Mla::ProjectOutputs(int layer, const LayerWeights& weights, int first, int count, float* residual,
-                         RowFailures& failures) {
-  const int heads = config_.num_heads;
+void Mla::ProjectOutputs(const LayerWeights& weights, int count) {
+  const int heads = heads_;
   const int latent = config_.kv_lora_rank;
   const int value = config_.v_head_dim;
   const int64_t mixed_stride = int64_t{heads} * latent;
@@ -230,7 +235,7 @@ void Mla::ProjectOutputs(int layer, const LayerWeights& weights, int first, int 
   Grow(values_, count * value_stride);
   const int head_tasks = NumTasks(heads, int64_t{count} * heads * latent * value * 2, threads_);
   threads_.ParallelFor(head_tasks, [&](int task, int) {
-    const auto [begin, end] = ShareOf(heads, head_tasks, task);
+    const auto [begin, end] = SliceOf(heads, head_tasks, task);
     for (int h = begin; h < end; ++h) {
       const kernels::PackedBf16& value_up = weights.value_up[h];
       kernels_.gemm_bf16({mixed_.data() + int64_t{h} * latent, mixed_stride}, value_up, rows, 0,
@@ -241,7 +246,7 @@ void Mla::ProjectOutputs(int layer, const LayerWeights& weights, int first, int 
   o_input_.Reshape(weights.o, count);
   const int row_tasks = NumTasks(count, count * value_stride * 8, threads_);
   threads_.ParallelFor(row_tasks, [&](int task, int thread) {
-    const auto [begin, end] = ShareOf(count, row_tasks, task);
+    const auto [begin, end] = SliceOf(count, row_tasks, task);
     float* wide = Scratch(thread);
     for (int t = begin; t < end; ++t) {
       kernels_.to_float(values_.data() + t * value_stride, static_cast<int>(value_stride), wide);
@@ -249,21 +254,41 @@ void Mla::ProjectOutputs(int layer, const LayerWeights& weights, int first, int 
     }
   });
 
-  const int hidden = config_.hidden_size;
-  sums_.Clear(count, hidden, threads_.num_threads());
   const int panels = weights.o.num_panels();
-  const int tasks = NumTasks(panels, count * value_stride * hidden, threads_);
+  const int tasks = NumTasks(panels, count * value_stride * config_.hidden_size, threads_);
   threads_.ParallelFor(tasks, [&](int task, int thread) {
-    const auto [begin, end] = ShareOf(panels, tasks, task);
+    const auto [begin, end] = SliceOf(panels, tasks, task);
     RowParallel(weights.o, o_input_, 0, nullptr, rows, begin, end, sums_.Rows(thread), kernels_);
   });
-  const int add_tasks = NumTasks(count, int64_t{count} * hidden * 8, threads_);
-  threads_.ParallelFor(add_tasks, [&](int task, int) {
-    const auto [begin, end] = ShareOf(count, add_tasks, task);
-    for (int t = begin; t < end; ++t) {
-      sums_.AddTo(t, residual, first + t, layer, "o_proj", kernels_, failures);
+  sums_.FlagOutOfRange(Operation::kOutputProjection);
+}
+
+// Tokens [first, first + count): adds the group's parts of o_proj.
+Status Mla::AddOutputs(int layer, const Batch& batch, bool scatter, int first, int count, float* residual,
+                       RowFailures& failures) {
+  Slice rows = {0, count};
+  if (scatter) {
+    const int members = peers_.group.size();
+    const auto rows_of = [&](int member) {  // of this block
+      const Slice tokens = SliceOf(batch.num_tokens(), members, member);
+      return Slice{std::clamp(tokens.begin - first, 0, count), std::clamp(tokens.end - first, 0, count)};
+    };
+    std::vector<int64_t> counts(members);
+    for (int member = 0; member < members; ++member) counts[member] = rows_of(member).size() * sums_.stride();
+    rows = rows_of(peers_.group.rank());
+    RETURN_IF_ERROR(
+        peers_.group.ReduceScatter(sums_.Values(0, count), counts, sums_.Values(rows.begin, rows.end)));
+  } else {
+    RETURN_IF_ERROR(peers_.group.AllReduce(sums_.Values(0, count)));
+  }
+  const int tasks = NumTasks(rows.size(), int64_t{rows.size()} * config_.hidden_size * 8, threads_);
+  threads_.ParallelFor(tasks, [&](int task, int) {
+    const auto [begin, end] = SliceOf(rows.size(), tasks, task);
+    for (int t = rows.begin + begin; t < rows.begin + end; ++t) {
+      sums_.AddTo(t, residual, first + t, layer, kernels_, failures);
     }
   });
+  return {};
 }
 
 }  // namespace tessera

@@ -1,5 +1,6 @@
 // Multi-head latent attention in the absorbed form: x += o_proj(attention(norm(x))), for all tokens of a
-// batch. Internal to model/. One thread calls Run.
+// batch. The ranks of a group hold different heads and the same cache; they add their parts of o_proj.
+// Internal to model/. One thread calls Run.
 #pragma once
 
 #include <vector>
@@ -8,6 +9,7 @@
 #include "model/config.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
+#include "model/peers.h"
 #include "model/rope.h"
 #include "model/weights.h"
 
@@ -16,12 +18,13 @@ namespace tessera {
 class Mla {
  public:
   // Everything outlives the object.
-  Mla(const ModelConfig& config, const RotaryTables& rotary, const kernels::Kernels& kernels,
-      ThreadPool& threads);
+  Mla(const ModelConfig& config, const Peers& peers, const RotaryTables& rotary,
+      const kernels::Kernels& kernels, ThreadPool& threads);
 
-  // Writes the batch's latents into `cache` and updates residual [token][hidden].
-  void Run(int layer, const LayerWeights& weights, const Batch& batch, KvCache& cache, float* residual,
-           RowFailures& failures);
+  // Writes the batch's latents into `cache` and updates residual [token][hidden]: of all tokens, or, where
+  // `scatter`, of topology.Tokens alone (the sums are scattered over the group instead of repeated).
+  Status Run(int layer, const LayerWeights& weights, const Batch& batch, bool scatter, KvCache& cache,
+             float* residual, RowFailures& failures);
   // Bytes of working memory for `num_tokens` tokens.
   static int64_t WorkspaceBytes(const ModelConfig& config, int num_tokens, int num_threads);
 
@@ -34,15 +37,17 @@ class Mla {
   void MakeQueries(const LayerWeights& weights, const Batch& batch, int first, int count);
   void Attend(int layer, const Batch& batch, const KvCache& cache, int first, int count,
               RowFailures& failures);
-  void ProjectOutputs(int layer, const LayerWeights& weights, int first, int count, float* residual,
-                      RowFailures& failures);
+  void ProjectOutputs(const LayerWeights& weights, int count);
+  Status AddOutputs(int layer, const Batch& batch, bool scatter, int first, int count, float* residual,
+                    RowFailures& failures);
   float* Scratch(int thread) { return scratch_.data() + static_cast<size_t>(thread) * scratch_width_; }
 
   const ModelConfig& config_;
+  const Peers& peers_;
+  const int heads_;  // of this rank
   const RotaryTables& rotary_;
   const kernels::Kernels& kernels_;
   ThreadPool& threads_;
-  const float softmax_scale_;
   const size_t scratch_width_;  // floats per thread: two rows of the widest input
 
   LinearInput q_a_input_, kv_a_input_, q_b_input_, o_input_;

@@ -87,7 +87,7 @@ TEST_F(RandomCheckpointTest, BothFormatsLoadAndPack) {
     EXPECT_TRUE(checkpoint.has_mtp());
     EXPECT_EQ(checkpoint.description(), format == RandomFormat::kBf16 ? "bf16" : "W8A8 (ModelSlim)");
     const ModelConfig config = LoadModelConfig(folder).value();
-    const auto weights = Weights::Load(checkpoint, config, threads, {});
+    const auto weights = Weights::Load(checkpoint, config, WholeShare(config), threads, {});
     ASSERT_TRUE(weights) << weights.error().message;
     EXPECT_EQ(weights->layers[1].experts.size(), 9u);
     EXPECT_EQ(weights->layers[2].shared.down.k, 2 * config.moe_intermediate_size);
@@ -216,13 +216,15 @@ TEST_F(RandomCheckpointTest, UnusualShapesLoad) {
   options.config.num_nextn_predict_layers = 0;
   options.config.yarn.factor = 1;
   std::string folder = Write("moe", options);
-  EXPECT_TRUE(Weights::Load(Open(folder), LoadModelConfig(folder).value(), threads, {}));
+  const ModelConfig config = LoadModelConfig(folder).value();
+  EXPECT_TRUE(Weights::Load(Open(folder), config, WholeShare(config), threads, {}));
   EXPECT_EQ(LoadModelConfig(folder)->yarn.factor, 1);
   options.config.first_k_dense_replace = options.config.num_layers;
   options.config.num_heads = 16;
   options.config.v_head_dim = 1;
   folder = Write("dense", options);
-  EXPECT_TRUE(Weights::Load(Open(folder), LoadModelConfig(folder).value(), threads, {}));
+  const ModelConfig dense = LoadModelConfig(folder).value();
+  EXPECT_TRUE(Weights::Load(Open(folder), dense, WholeShare(dense), threads, {}));
   EXPECT_FALSE(Open(folder).has_mtp());
 }
 

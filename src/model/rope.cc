@@ -12,6 +12,11 @@ double YarnMscale(double factor, double mscale) {
   return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }
 
+float SoftmaxScale(const ModelConfig& config) {
+  const double m = YarnMscale(config.yarn.factor, config.yarn.mscale_all_dim);
+  return static_cast<float>(m * m / std::sqrt(static_cast<double>(config.qk_head_dim())));
+}
+
 }  // namespace
 
 std::vector<double> YarnInverseFrequencies(const ModelConfig& config) {
@@ -42,6 +47,7 @@ RotaryTables MakeRotaryTables(const ModelConfig& config, int num_positions) {
                            YarnMscale(config.yarn.factor, config.yarn.mscale_all_dim);
   RotaryTables tables;
   tables.half = static_cast<int>(frequencies.size());
+  tables.softmax_scale = SoftmaxScale(config);
   tables.cos.reserve(static_cast<size_t>(num_positions) * tables.half);
   tables.sin.reserve(static_cast<size_t>(num_positions) * tables.half);
   for (int position = 0; position < num_positions; ++position) {
@@ -51,11 +57,6 @@ RotaryTables MakeRotaryTables(const ModelConfig& config, int num_positions) {
     }
   }
   return tables;
-}
-
-float SoftmaxScale(const ModelConfig& config) {
-  const double m = YarnMscale(config.yarn.factor, config.yarn.mscale_all_dim);
-  return static_cast<float>(m * m / std::sqrt(static_cast<double>(config.qk_head_dim())));
 }
 
 }  // namespace tessera

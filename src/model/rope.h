@@ -10,7 +10,8 @@
 namespace tessera {
 
 struct RotaryTables {
-  int half = 0;            // pairs per position
+  int half = 0;  // pairs per position
+  float softmax_scale = 0;
   std::vector<float> cos;  // [num_positions][half]
   std::vector<float> sin;
   const float* CosRow(int position) const { return cos.data() + static_cast<size_t>(position) * half; }
@@ -20,6 +21,5 @@ struct RotaryTables {
 // The blended frequencies of the qk_rope_head_dim / 2 pairs.
 std::vector<double> YarnInverseFrequencies(const ModelConfig& config);
 RotaryTables MakeRotaryTables(const ModelConfig& config, int num_positions);
-float SoftmaxScale(const ModelConfig& config);
 
 }  // namespace tessera

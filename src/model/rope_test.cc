@@ -33,10 +33,10 @@ TEST(Yarn, BlendsBetweenPairs10And23) {
 }
 
 TEST(Yarn, SoftmaxScaleGrowsByMscaleSquared) {
-  EXPECT_NEAR(SoftmaxScale(R1()), 0.1352338, 1e-7);
+  EXPECT_NEAR(MakeRotaryTables(R1(), 1).softmax_scale, 0.1352338, 1e-7);
   ModelConfig plain = R1();
   plain.yarn.factor = 1;
-  EXPECT_FLOAT_EQ(SoftmaxScale(plain), 1 / std::sqrt(192.0f));
+  EXPECT_FLOAT_EQ(MakeRotaryTables(plain, 1).softmax_scale, 1 / std::sqrt(192.0f));
 }
 
 TEST(Yarn, TablesHoldCosAndSinOfPositionTimesFrequency) {

@@ -67,11 +67,12 @@ class TinyWeights : public ::testing::Test {
     ThreadPool threads(num_threads);
     uint64_t last = 0;
     uint64_t total = 0;
-    auto weights = Weights::Load(*checkpoint_, config_, threads, [&](uint64_t done, uint64_t all) {
-      EXPECT_LE(done, all);
-      last = done;
-      total = all;
-    });
+    auto weights =
+        Weights::Load(*checkpoint_, config_, WholeShare(config_), threads, [&](uint64_t done, uint64_t all) {
+          EXPECT_LE(done, all);
+          last = done;
+          total = all;
+        });
     ASSERT_TRUE(weights) << weights.error().message;
     EXPECT_GT(total, 0u);
     EXPECT_EQ(last, total);
@@ -164,7 +165,8 @@ std::string LoadError(const EditedCheckpoint& edited, int num_threads = 2) {
   const auto checkpoint = edited.Open();
   if (!checkpoint) return "does not open: " + checkpoint.error().message;
   ThreadPool threads(num_threads);
-  const auto weights = Weights::Load(*checkpoint, LoadModelConfig(edited.folder()).value(), threads, {});
+  const ModelConfig config = LoadModelConfig(edited.folder()).value();
+  const auto weights = Weights::Load(*checkpoint, config, WholeShare(config), threads, {});
   return weights ? "" : weights.error().message;
 }
 
@@ -249,7 +251,8 @@ TEST(StoredFormsTest, ScalesAndOffsetsAreReadInEveryForm) {
   const auto checkpoint = edited.Open();
   ASSERT_TRUE(checkpoint) << checkpoint.error().message;
   ThreadPool threads(1);
-  const auto weights = Weights::Load(*checkpoint, LoadModelConfig(edited.folder()).value(), threads, {});
+  const ModelConfig config = LoadModelConfig(edited.folder()).value();
+  const auto weights = Weights::Load(*checkpoint, config, WholeShare(config), threads, {});
   ASSERT_TRUE(weights) << weights.error().message;
   const Linear& q_a = weights->layers[1].q_a;
   EXPECT_EQ(q_a.deq_scale, scales);
@@ -275,7 +278,7 @@ TEST(StoredFormsTest, OddShapesArePackedWhole) {
     const ModelConfig config = LoadModelConfig(edited.folder()).value();
     const Checkpoint checkpoint = edited.Open().value();
     ThreadPool threads(2);
-    const Weights weights = Weights::Load(checkpoint, config, threads, {}).value();
+    const Weights weights = Weights::Load(checkpoint, config, WholeShare(config), threads, {}).value();
     const LayerWeights& layer = weights.layers[2];
     const std::string prefix = "model.layers.2.";
     if (format == RandomFormat::kW8a8) {
@@ -320,7 +323,7 @@ TEST(PeakMemoryTest, LoadingNeedsLittleMoreThanTheWeights) {
   ThreadPool threads(2);
   const uint64_t before = ResidentBytes();
   uint64_t peak = 0;
-  const auto weights = Weights::Load(checkpoint, config, threads,
+  const auto weights = Weights::Load(checkpoint, config, WholeShare(config), threads,
                                      [&](uint64_t, uint64_t) { peak = std::max(peak, ResidentBytes()); });
   ASSERT_TRUE(weights);
   EXPECT_LT(peak - before, checkpoint.total_bytes() * 1.15 + (16 << 20));

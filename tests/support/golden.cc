@@ -34,7 +34,9 @@ std::vector<float> OurLogits(const LoadedModel& model, const std::vector<int32_t
   const int length = static_cast<int>(ids.size());
   const int num_blocks = (length + kBlockSize - 1) / kBlockSize;
   ThreadPool threads(2);
-  Model forward(model.config, model.weights, length, table, threads);
+  const auto alone = Communicator::Alone();
+  const auto forward = std::move(
+      *Model::Create(model.config, model.weights, length, {Topology(), *alone, *alone}, table, threads));
   KvCache cache = std::move(*KvCache::Allocate(model.config, num_blocks, kBlockSize));
   GroupStep step;
   step.tokens = ids;
@@ -42,10 +44,12 @@ std::vector<float> OurLogits(const LoadedModel& model, const std::vector<int32_t
   std::iota(step.block_ids.rbegin(), step.block_ids.rend(), 0);
   step.sequences.push_back({.num_tokens = length, .num_blocks = num_blocks});
   for (int t = 0; t < length; ++t) step.rows.push_back({.token = t});
-  const std::vector<std::string> failures = forward.Forward(step, cache);
+  Step whole;
+  whole.groups.push_back(step);
+  const std::vector<std::string> failures = forward->Forward(whole, cache).value();
   EXPECT_EQ(failures, std::vector<std::string>{""});
   std::vector<float> logits(static_cast<size_t>(length) * model.config.vocab_size);
-  forward.Logits(0, length, logits.data());
+  EXPECT_TRUE(forward->Logits(0, length, logits.data()));
   return logits;
 }
 

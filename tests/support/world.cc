@@ -10,18 +10,10 @@
 
 #include "base/check.h"
 #include "base/sha256.h"
+#include "support/or_die.h"
 
 namespace tessera::test {
 namespace {
-
-template <typename T>
-T OrDie(Result<T> result) {
-  if (!result) {
-    std::fprintf(stderr, "%s\n", result.error().message.c_str());
-    std::exit(1);
-  }
-  return std::move(*result);
-}
 
 void Append(std::string& bytes, const auto& value) {
   bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
@@ -47,25 +39,46 @@ std::string TinyR1Folder() {
 }
 
 std::unique_ptr<LoadedModel> LoadModel(const std::string& folder, int num_tokens) {
-  auto model = std::make_unique<LoadedModel>();
-  model->config = OrDie(LoadModelConfig(folder));
-  const Checkpoint checkpoint = OrDie(Checkpoint::Open(folder, model->config));
+  ModelConfig config = OrDie(LoadModelConfig(folder));
+  Checkpoint checkpoint = OrDie(Checkpoint::Open(folder, config));
   ThreadPool threads(2);
-  model->weights = OrDie(Weights::Load(checkpoint, model->config, threads, [](uint64_t, uint64_t) {}));
+  Weights weights = OrDie(Weights::Load(checkpoint, config, WholeShare(config), threads, {}));
+  auto model = std::make_unique<LoadedModel>(
+      LoadedModel{std::move(config), std::move(checkpoint), std::move(weights)});
   model->num_tokens = num_tokens;
   return model;
 }
 
-std::unique_ptr<LoadedModel> MakeOddModel(RandomFormat format) {
-  RandomCheckpointOptions options = OrDie(RandomPreset("odd"));
-  options.format = format;
-  options.seed = 11;  // of tests/golden/make_bf16_golden.py
-  char folder[] = "/tmp/tessera_odd_XXXXXX";
+namespace {
+
+std::unique_ptr<LoadedModel> MakeRandomModel(const RandomCheckpointOptions& options) {
+  char folder[] = "/tmp/tessera_random_XXXXXX";
   CHECK(mkdtemp(folder) != nullptr);
   OrDie(WriteRandomCheckpoint(folder, options, {}));
   auto model = LoadModel(folder, options.config.vocab_size);
   std::filesystem::remove_all(folder);
   return model;
+}
+
+}  // namespace
+
+std::unique_ptr<LoadedModel> MakeOddModel(RandomFormat format) {
+  RandomCheckpointOptions options = OrDie(RandomPreset("odd"));
+  options.format = format;
+  options.seed = 11;  // of tests/golden/make_bf16_golden.py
+  return MakeRandomModel(options);
+}
+
+std::unique_ptr<LoadedModel> MakeTwelveHeadModel(RandomFormat format, int num_experts) {
+  RandomCheckpointOptions options = OrDie(RandomPreset("odd"));
+  options.format = format;
+  options.config.num_layers = 5;
+  options.config.first_k_dense_replace = 3;
+  options.config.num_heads = 12;
+  options.config.v_head_dim = 20;
+  options.config.n_routed_experts = num_experts;
+  options.config.n_group = 4;
+  return MakeRandomModel(options);
 }
 
 bool SameBits(const Answer& a, const Answer& b) {
@@ -89,10 +102,26 @@ World::World(const LoadedModel& model, const WorldOptions& options) : threads_(o
                          .block_size = options.engine.block_size,
                          .max_model_len = options.engine.max_model_len,
                          .num_tokens = model.num_tokens};
-  rank_ = OrDie(Rank::Create(model.config, model.weights, rank, *table, threads_));
-  executor_ = std::make_unique<LocalExecutor>(*rank_);
+  if (options.layout.degrees.world() == 1) {
+    rank_ = OrDie(
+        Rank::Create(model.config, model.weights, {Topology(), *alone_, *alone_}, rank, *table, threads_));
+    executor_ = std::make_unique<LocalExecutor>(*rank_);
+  } else {
+    const auto table_of = [table, mixed = options.mixed_isas](int number) {
+      if (!mixed) return table;
+      std::vector<const kernels::Kernels*> present;
+      for (const kernels::Isa isa :
+           {kernels::Isa::kScalar, kernels::Isa::kAvx2, kernels::Isa::kAvx512, kernels::Isa::kAvx512Bf16}) {
+        if (const auto found = kernels::ForIsa(isa)) present.push_back(*found);
+      }
+      return present[static_cast<size_t>(number) % present.size()];
+    };
+    executor_ = std::make_unique<RankThreads>(model.checkpoint, model.config, options.layout, rank,
+                                              options.num_threads, table_of);
+  }
   EngineOptions engine = options.engine;
   engine.vocab_size = model.num_tokens;
+  engine.num_groups = options.layout.degrees.dp;
   engine_ = std::make_unique<Engine>(engine, *executor_, clock_);
 }
 
