@@ -303,7 +303,11 @@ inline void Int8RowBlock(const Int8Rows& in, const PackedInt8& weight, const Row
         TESSERA_UNROLL
         for (int v = 0; v < kVectors; ++v) {
           const int count = LanesLeft(width, v * kLanes);
-          if (count > 0) epilogue.Emit(row[r], leaf, acc[r][v], column + v * kLanes, count);
+          if (!Epilogue::kFixed && width >= kInt8Panel) {  // the usual case, with a count known here
+            epilogue.Emit(row[r], leaf, acc[r][v], column + v * kLanes, kLanes);
+          } else if (count > 0) {
+            epilogue.Emit(row[r], leaf, acc[r][v], column + v * kLanes, count);
+          }
         }
       }
     }
