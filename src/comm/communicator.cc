@@ -238,7 +238,7 @@ Result<std::unique_ptr<Communicator>> Communicator::Split(int color, int key) {
     return Fail(ErrorKind::kExhausted, "no channel is left for another communicator; a rank has {}",
                 SharedMemory::kNumChannels);
   world->next_channel = channel + 1;
-  std::ranges::stable_sort(members, {}, [&](int i) { return wishes[i].key; });
+  std::ranges::sort(members, {}, [&](int i) { return std::pair(wishes[i].key, i); });
   const auto index = static_cast<int>(std::ranges::find(members, rank()) - members.begin());
   for (int& member : members) member = content_->world_ranks[member];
   return std::unique_ptr<Communicator>(
