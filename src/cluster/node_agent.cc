@@ -145,7 +145,7 @@ Status NodeAgent::Content::StartRank(int local_rank, int memory) {
   ASSIGN_OR_RETURN(process->id, Spawn(Topology(options.degrees, process->rank), pair.second.descriptor(),
                                       memory, words_out.descriptor()));
   process->pidfd = Socket(OpenPidfd(process->id));
-  process->link = FrameLink(std::move(pair.first), options.epoch);
+  process->link = FrameLink(std::move(pair.first), 0);
   ++num_running;  // no thread yet
   processes.push_back(std::move(process));
   return {};

@@ -21,7 +21,6 @@ struct NodeAgentOptions {
   Degrees degrees;
   int first_rank = 0;
   int num_ranks = 0;  // consecutive; may be 0
-  uint64_t epoch = 0;
 };
 
 class NodeAgent {
