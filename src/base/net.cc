@@ -137,7 +137,8 @@ Result<Endpoint> ParseEndpoint(const std::string& text) {
     const auto [end, error] = std::from_chars(text.data() + colon + 1, text.data() + text.size(), port);
     if (error != std::errc() || end != text.data() + text.size()) port = -1;
   }
-  if (address.empty() || address.find_first_of("[]") != std::string::npos || six != bracketed || port < 0 || port > 65535)
+  if (address.empty() || address.find_first_of("[]") != std::string::npos || six != bracketed || port < 0 ||
+      port > 65535)
     return Invalid("'{}' is not an endpoint: wanted ADDRESS:PORT, like 10.0.0.1:8000 or [::1]:8000", text);
   return Endpoint{address, port};
 }

@@ -51,7 +51,8 @@ Result<Endpoint> LocalEndpoint(const Socket& socket);
 Result<Endpoint> PeerEndpoint(const Socket& socket);
 // kDeadline when nobody came.
 Result<Socket> Accept(const Socket& listener, Deadline deadline);
-// One try; kUnavailable names the endpoint and the reason. `source` (may be empty): local address to come from.
+// One try; kUnavailable names the endpoint and the reason. `source` (may be empty): local address to come
+// from.
 Result<Socket> Connect(const Endpoint& endpoint, Deadline deadline, const std::string& source = {});
 // A connected pair for a child process: the second end is inherited (not close-on-exec).
 Result<std::pair<Socket, Socket>> SocketPair();
