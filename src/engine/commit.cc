@@ -111,12 +111,12 @@ void Scheduler::Commit(StepOutput output, TimeNs now, std::vector<SequenceEvent>
     has_tokens |= !groups_[i].slices.empty();
     CommitGroup(groups_[i], step_.groups[i], output.groups[i], now, events);
   }
-  if (has_tokens) ++stats_.num_steps;
+  if (has_tokens) ++num_steps_;
   for (Sequence* sequence : std::exchange(workless_, {})) {
     TokenEvent event = MakeEvent(*sequence, now);
     event.first_scheduled = now;
     event.finish = FinishReason::kLength;
-    stats_.prompt_tokens += sequence->num_prompt();
+    groups_[sequence->group()].stats.prompt_tokens += sequence->num_prompt();
     events.push_back({sequence->key(), std::move(event)});
     End(*sequence);
   }
@@ -150,7 +150,7 @@ void Scheduler::CommitGroup(Group& group, const GroupStep& step, GroupOutput& ou
       if (!discarded[i]) continue;
       std::erase(group.running, group.slices[i].sequence);
       Preempt(group, *group.slices[i].sequence);
-      ++stats_.num_preemptions;
+      ++group.stats.num_preemptions;
     }
   }
   CHECK_LE(events.size() - first_event, group.slices.size());
@@ -195,14 +195,14 @@ void Scheduler::CommitSlice(const Slice& slice, const GroupStep& step, GroupOutp
   if (sequence.num_computed < sequence.num_wanted()) return;
   TokenEvent event = MakeEvent(sequence, now);
   if (sequence.num_generated() == 0) {
-    stats_.prompt_tokens += sequence.num_prompt();
+    groups_[sequence.group()].stats.prompt_tokens += sequence.num_prompt();
     event.prompt = sequence.TakePromptRows();
   }
   if (sequence.prompt_only()) {
     event.finish = FinishReason::kLength;
   } else {
     CHECK(drawn != nullptr);
-    ++stats_.generation_tokens;
+    ++groups_[sequence.group()].stats.generation_tokens;
     event.finish = sequence.Accept(drawn->token);
     event.stop_token = sequence.stop_token();
     event.tokens.push_back(std::move(*drawn));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -56,6 +57,7 @@ struct Engine::Content {
   bool draining = false;
   bool failed = false;
   Error fatal;
+  std::optional<Error> broken;  // news for the engine thread
   uint64_t last_key = 0;
   std::unordered_map<std::string, uint64_t> keys;  // id -> key of an open request
   std::unordered_map<uint64_t, OpenRequest> open;
@@ -91,10 +93,11 @@ bool Engine::Content::TakeMail() {
   bool abort_all = false;
   bool leave = false;
   Error why;
+  std::optional<Error> news;
   {
     std::unique_lock lock(mutex);
     mail_came.wait(lock, [this] {
-      return stop || abort || !submissions.empty() || !cancellations.empty() || !scheduler.idle();
+      return stop || abort || (broken && !failed) || !submissions.empty() || !cancellations.empty() || !scheduler.idle();
     });
     std::swap(new_submissions, submissions);
     std::swap(new_cancellations, cancellations);
@@ -102,6 +105,7 @@ bool Engine::Content::TakeMail() {
     leave = stop;
     abort_all = std::exchange(abort, false) || stop;
     why = failed ? fatal : Error{ErrorKind::kUnavailable, "the engine shuts down"};
+    if (broken && !failed) news = *broken;
   }
   for (Submission& submission : new_submissions) scheduler.Add(submission.key, std::move(submission.request));
   for (const Cancellation& cancellation : new_cancellations) {
@@ -111,6 +115,7 @@ bool Engine::Content::TakeMail() {
       scheduler.CancelChoice(cancellation.key, cancellation.choice);
     }
   }
+  if (news) Fail(*news);
   if (abort_all) {
     scheduler.EndAll(FinishReason::kAbort, why, clock.Now(), events);
     Deliver();
@@ -276,6 +281,18 @@ EngineStats Engine::Stats() const {
   EngineStats stats = content_->stats;
   stats.num_waiting += content_->num_submitted;
   return stats;
+}
+
+std::vector<RankStatus> Engine::Ranks() const {
+  return content_->executor.Ranks();
+}
+
+void Engine::Break(Error error) {
+  {
+    std::lock_guard lock(content_->mutex);
+    if (!content_->broken) content_->broken = std::move(error);
+  }
+  content_->mail_came.notify_one();
 }
 
 bool Engine::healthy() const {

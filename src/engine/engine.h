@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -15,13 +16,17 @@
 
 namespace tessera {
 
-// Counts are per engine (all groups). Requests = sequences here.
-struct EngineStats {
+// Of one data-parallel group, or of all. Requests = sequences here.
+struct GroupStats {
   int64_t num_running = 0, num_waiting = 0;      // sequences
   int64_t num_blocks = 0, num_blocks_used = 0;   // used: referenced by a running sequence
   uint64_t prefix_queries = 0, prefix_hits = 0;  // tokens, counted once per sequence
   uint64_t num_preemptions = 0;
   uint64_t prompt_tokens = 0, generation_tokens = 0;
+  void Add(const GroupStats& other);
+};
+struct EngineStats : GroupStats {  // the sum of all groups
+  std::vector<GroupStats> groups;
   uint64_t num_steps = 0;
   TimeNs last_step_end = 0;  // engine clock; 0 before the first step
 };
@@ -55,6 +60,9 @@ class Engine {
   void CancelChoice(const std::string& request_id, int choice);
 
   EngineStats Stats() const;
+  std::vector<RankStatus> Ranks() const;  // what the executor says of them
+  // The world is broken for good: what runs ends with this error, and nobody may come in.
+  void Break(Error error);
   // A step has run, or can: nothing has failed for good.
   bool healthy() const;
   Error fatal_error() const;  // why not

@@ -269,6 +269,17 @@ TEST_F(EngineTest, BrokenExecutorEndsEverything) {
   engine.Drain(std::chrono::seconds(10));
 }
 
+TEST_F(EngineTest, NewsOfABrokenWorldEndsAnIdleEngine) {
+  Engine engine(Options(), executor, clock);
+  EXPECT_TRUE(engine.healthy());
+  engine.Break({ErrorKind::kUnavailable, "rank 2 was killed"});
+  engine.Break({ErrorKind::kUnavailable, "and then another one"});
+  while (engine.healthy()) std::this_thread::yield();
+  EXPECT_EQ(engine.fatal_error().message, "rank 2 was killed");
+  Client client;
+  EXPECT_EQ(engine.Submit(Ask("a", 5), client.outbox).error().message, "rank 2 was killed");
+}
+
 TEST_F(EngineTest, DrainWaitsForTheRunningOnes) {
   Engine engine(Options(), executor, clock);
   Client client;

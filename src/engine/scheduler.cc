@@ -10,6 +10,8 @@
 namespace tessera {
 namespace {
 
+// What one more sequence in a group weighs, in prompt tokens to compute: about what it will delay others.
+constexpr double kTokensPerSequence = 256;
 // Logits of one group and step that prompt logprobs may ask for: 256 MiB of them. Larger prompts are cut.
 constexpr int64_t kMaxPromptLogits = int64_t{64} << 20;
 
@@ -39,18 +41,47 @@ void Scheduler::Add(uint64_t key, std::shared_ptr<const Request> request) {
   choices.num_open = request->num_choices;
   choices.sequences.reserve(request->num_choices);
   for (int choice = 0; choice < request->num_choices; ++choice) {
-    const auto load = [](const Group& group) { return group.waiting.size() + group.running.size(); };
-    const auto group = std::ranges::min_element(groups_, {}, load);
-    const int index = static_cast<int>(group - groups_.begin());
-    choices.sequences.push_back(
-        std::make_unique<Sequence>(key, request, choice, index, options_.max_model_len));
+    choices.sequences.push_back(std::make_unique<Sequence>(key, request, choice, options_.max_model_len));
     Sequence* sequence = choices.sequences.back().get();
+    sequence->set_group(ChooseGroup(*sequence, choices.sequences.front()->group()));
+    Group& group = groups_[sequence->group()];
     if (sequence->has_no_work()) {
       workless_.push_back(sequence);
     } else {
-      sequence->waiting_place = group->waiting.insert(group->waiting.end(), sequence);
+      sequence->waiting_place = group.waiting.insert(group.waiting.end(), sequence);
     }
   }
+}
+
+// The group that costs least: prompt tokens that its cache does not hold, and company. Further answers of a
+// request find its prompt in the group of the first. The search starts behind the last choice, so that equals
+// take turns.
+int Scheduler::ChooseGroup(Sequence& sequence, int first_choice_group) {
+  const int num_groups = static_cast<int>(groups_.size());
+  if (num_groups == 1) return 0;
+  int best = -1;
+  double best_cost = 0;
+  for (int i = 1; i <= num_groups; ++i) {
+    const int index = (last_group_ + i) % num_groups;
+    Group& group = groups_[index];
+    FindCached(group, sequence);
+    int num_cached = static_cast<int>(cached_.size()) * options_.block_size;
+    if (sequence.choice() > 0 && index == first_choice_group && options_.enable_prefix_caching)
+      num_cached = std::max(sequence.max_cached(), 0) / options_.block_size * options_.block_size;
+    const auto num_waiting = static_cast<double>(group.waiting.size());
+    const double used =
+        1 - static_cast<double>(group.pool.num_free()) / std::max(group.pool.num_blocks(), 1);
+    // A full cache makes those who wait wait longer (the weights of vLLM's balancer).
+    const double company =
+        static_cast<double>(group.running.size()) + num_waiting * (1 + 6 * std::max(0.0, used - 0.5));
+    const double cost = sequence.num_wanted() - num_cached + kTokensPerSequence * company;
+    if (best < 0 || cost < best_cost) {
+      best = index;
+      best_cost = cost;
+    }
+  }
+  last_group_ = best;
+  return best;
 }
 
 void Scheduler::Cancel(uint64_t key) {
@@ -117,7 +148,7 @@ bool Scheduler::MakeRoom(Group& group, const Sequence& sequence, int num_blocks)
     Sequence& last = *group.running.back();
     group.running.pop_back();
     Preempt(group, last);
-    ++stats_.num_preemptions;
+    ++group.stats.num_preemptions;
     group.preempted = true;
     if (&last == &sequence) return false;
   }
@@ -162,8 +193,8 @@ bool Scheduler::Admit(Group& group, GroupStep& step, TimeNs now) {
     sequence.first_scheduled = now;
     sequence.num_cached = num_cached;
     if (options_.enable_prefix_caching && !sequence.wants_prompt_rows()) {
-      stats_.prefix_queries += sequence.num_prompt();
-      stats_.prefix_hits += num_cached;
+      group.stats.prefix_queries += sequence.num_prompt();
+      group.stats.prefix_hits += num_cached;
     }
   }
   group.running.push_back(&sequence);
@@ -241,15 +272,30 @@ void Scheduler::End(Sequence& sequence) {
   if (--choices.num_open == 0) requests_.erase(found);
 }
 
+void GroupStats::Add(const GroupStats& other) {
+  num_running += other.num_running;
+  num_waiting += other.num_waiting;
+  num_blocks += other.num_blocks;
+  num_blocks_used += other.num_blocks_used;
+  prefix_queries += other.prefix_queries;
+  prefix_hits += other.prefix_hits;
+  num_preemptions += other.num_preemptions;
+  prompt_tokens += other.prompt_tokens;
+  generation_tokens += other.generation_tokens;
+}
+
 EngineStats Scheduler::stats() const {
-  EngineStats stats = stats_;
-  stats.num_waiting = static_cast<int64_t>(workless_.size());
+  EngineStats stats;
+  stats.num_steps = num_steps_;
   for (const Group& group : groups_) {
-    stats.num_running += static_cast<int64_t>(group.running.size());
-    stats.num_waiting += static_cast<int64_t>(group.waiting.size());
-    stats.num_blocks += group.pool.num_blocks();
-    stats.num_blocks_used += group.pool.num_blocks() - group.pool.num_free();
+    GroupStats& part = stats.groups.emplace_back(group.stats);
+    part.num_running = static_cast<int64_t>(group.running.size());
+    part.num_waiting = static_cast<int64_t>(group.waiting.size());
+    part.num_blocks = group.pool.num_blocks();
+    part.num_blocks_used = group.pool.num_blocks() - group.pool.num_free();
   }
+  for (const Sequence* sequence : workless_) ++stats.groups[sequence->group()].num_waiting;
+  for (const GroupStats& part : stats.groups) stats.Add(part);
   return stats;
 }
 

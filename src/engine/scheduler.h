@@ -44,7 +44,7 @@ class Scheduler {
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
-  // Queues the request's sequences, each to the group with the fewest. `key` names the request from now on.
+  // Queues the request's sequences, each to the group that has its prompt in the cache or is least busy. `key` names the request from now on.
   // REQUIRES: CheckRequest passed, the key is new, and no plan is open.
   void Add(uint64_t key, std::shared_ptr<const Request> request);
   // Ends without an event; blocks are free at once. Unknown or ended ones are ignored. REQUIRES: no plan is
@@ -85,12 +85,14 @@ class Scheduler {
     int budget = 0;      // tokens left in this step
     int row_budget = 0;  // prompt logprob rows left in this step
     bool preempted = false;
+    GroupStats stats;  // the counters; levels are read off the lists
   };
   struct Choices {
     std::vector<std::unique_ptr<Sequence>> sequences;  // by choice; null once ended
     int num_open = 0;
   };
 
+  int ChooseGroup(Sequence& sequence, int first_choice_group);
   void PlanRunning(Group& group, GroupStep& step);
   void PlanWaiting(Group& group, GroupStep& step, TimeNs now);
   bool MakeRoom(Group& group, const Sequence& sequence, int num_blocks);
@@ -120,7 +122,8 @@ class Scheduler {
   std::vector<int32_t> cached_;      // FindCached's answer: the blocks of the longest cached prefix
   Step step_;
   bool open_ = false;
-  EngineStats stats_;
+  uint64_t num_steps_ = 0;
+  int last_group_ = -1;  // the last that a sequence was given to
 };
 
 }  // namespace tessera

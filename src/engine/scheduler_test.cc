@@ -177,6 +177,29 @@ TEST(Scheduler, GroupsTakeTurnsAndIdleGroupsAreEmpty) {
   EXPECT_EQ(choice(2, 1), 3u);
 }
 
+TEST(Scheduler, APromptGoesWhereItsPrefixIs) {
+  EngineOptions options = Options();
+  options.num_groups = 3;
+  Bench bench(options);
+  bench.Add(Prompt(0, 800, 1));
+  bench.Run();
+  const std::vector<GroupStats> before = bench.scheduler.stats().groups;
+  const auto home = std::ranges::find_if(before, [](const GroupStats& g) { return g.prompt_tokens > 0; });
+  const auto index = static_cast<size_t>(home - before.begin());
+  // The same beginning comes back to the same group, even as further answers of one request ...
+  auto again = Prompt(0, 700, 1);
+  again->num_choices = 3;
+  bench.Add(again);
+  bench.Run();
+  EXPECT_EQ(bench.scheduler.stats().groups[index].prompt_tokens, 800U + 3 * 700U);
+  EXPECT_GT(bench.scheduler.stats().groups[index].prefix_hits, 3 * 600U);
+  // ... until others wait there for longer than computing it anew would take.
+  for (int i = 0; i < 6; ++i) bench.Add(Prompt(0, 700, 1));
+  const std::vector<GroupStats> after = bench.scheduler.stats().groups;
+  EXPECT_GT(after[index].num_waiting, 0);
+  EXPECT_LT(after[index].num_waiting, 6);
+}
+
 TEST(Scheduler, PromptAloneRunsOnlyWhatLogprobsNeed) {
   Bench bench(Options());
   auto with_rows = Prompt(0, 5, 0);

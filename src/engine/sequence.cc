@@ -20,12 +20,10 @@ bool HasPenalty(const SamplingParams& sampling) {
 
 }  // namespace
 
-Sequence::Sequence(uint64_t key, std::shared_ptr<const Request> request, int choice, int group,
-                   int max_model_len)
+Sequence::Sequence(uint64_t key, std::shared_ptr<const Request> request, int choice, int max_model_len)
     : key_(key),
       request_(std::move(request)),
       choice_(choice),
-      group_(group),
       max_known_(
           static_cast<int>(std::min<int64_t>(int64_t{num_prompt()} + sampling().max_tokens, max_model_len))) {
 }

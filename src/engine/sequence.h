@@ -23,7 +23,7 @@ enum class SequenceChange { kAdmit, kPreempt, kEnd };
 
 class Sequence {
  public:
-  Sequence(uint64_t key, std::shared_ptr<const Request> request, int choice, int group, int max_model_len);
+  Sequence(uint64_t key, std::shared_ptr<const Request> request, int choice, int max_model_len);
 
   // The only way to another state. kPreempt forgets what was computed, never what was generated.
   // REQUIRES: kPreempt, kEnd: `blocks` was emptied by the caller.
@@ -35,6 +35,7 @@ class Sequence {
   uint64_t key() const { return key_; }  // of the request, given by the caller of Scheduler::Add
   int choice() const { return choice_; }
   int group() const { return group_; }
+  void set_group(int group) { group_ = group; }  // before it is on a list
 
   int num_prompt() const { return static_cast<int>(request_->prompt.size()); }
   int num_generated() const { return static_cast<int>(output_.size()); }
@@ -87,7 +88,7 @@ class Sequence {
   const uint64_t key_;
   const std::shared_ptr<const Request> request_;
   const int choice_;
-  const int group_;
+  int group_ = 0;
   const int max_known_;  // tokens at which length ends it
   SequenceState state_ = SequenceState::kWaiting;
   std::vector<int32_t> output_;
