@@ -7,38 +7,51 @@
 #include <set>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "cli/json.h"
 
 namespace tessera::cli {
 namespace {
 
-Result<std::string> ToJson(const std::string& path, const YAML::Node& node) {
+constexpr uint64_t kMaxFileBytes = uint64_t{1} << 20;
+constexpr size_t kMaxJsonBytes = size_t{16} << 20;  // aliases multiply what stands in the file
+constexpr int kMaxDepth = 32;
+
+Result<std::string> ToJson(const std::string& path, const YAML::Node& node, int depth = 0);
+
+std::string ScalarToJson(const YAML::Node& node) {
+  const std::string& text = node.Scalar();
+  if (node.Tag() == "!") return JsonQuote(text);  // quoted in the file
+  if (const auto number = ParseJson(text); number && number->is_number()) return text;
+  bool truth = false;
+  if (YAML::convert<bool>::decode(node, truth)) return truth ? "true" : "false";
+  return JsonQuote(text);
+}
+
+// `item` of a mapping: "key":value.
+Result<std::string> MemberToJson(const std::string& path, const YAML::detail::iterator_value& item,
+                                 int depth) {
+  const int line = item.first.Mark().line + 1;
+  if (!item.first.IsScalar()) return Invalid("{}: the key in line {} is not a word", path, line);
+  if (item.first.Scalar() == "<<")
+    return Invalid("{}: line {}: merge keys (<<) are not applied; write the values out", path, line);
+  ASSIGN_OR_RETURN(const std::string value, ToJson(path, item.second, depth));
+  return JsonQuote(item.first.Scalar()) + ":" + value;
+}
+
+Result<std::string> ToJson(const std::string& path, const YAML::Node& node, int depth) {
   if (node.IsNull()) return "null";
-  if (node.IsScalar()) {
-    const std::string text = node.Scalar();
-    bool truth = false;
-    double number = 0;
-    if (node.Tag() == "!") return JsonQuote(text);  // quoted in the file
-    if (YAML::convert<double>::decode(node, number) &&
-        text.find_first_not_of("0123456789+-.eE") == std::string::npos && text.front() != '+' &&
-        text.front() != '.') {
-      return text;
-    }
-    if (YAML::convert<bool>::decode(node, truth)) return truth ? "true" : "false";
-    return JsonQuote(text);
-  }
+  if (node.IsScalar()) return ScalarToJson(node);
+  if (depth == kMaxDepth)
+    return Invalid("{}: line {}: more than {} levels", path, node.Mark().line + 1, kMaxDepth);
   std::string json = node.IsSequence() ? "[" : "{";
   for (const auto& item : node) {
     if (json.size() > 1) json += ",";
-    if (node.IsSequence()) {
-      ASSIGN_OR_RETURN(const std::string value, ToJson(path, item));
-      json += value;
-    } else {
-      if (!item.first.IsScalar())
-        return Invalid("{}: a key in line {} is not a word", path, item.first.Mark().line + 1);
-      ASSIGN_OR_RETURN(const std::string value, ToJson(path, item.second));
-      json += JsonQuote(item.first.Scalar()) + ":" + value;
-    }
+    ASSIGN_OR_RETURN(const std::string part,
+                     node.IsSequence() ? ToJson(path, item, depth + 1) : MemberToJson(path, item, depth + 1));
+    json += part;
+    if (json.size() > kMaxJsonBytes)
+      return Invalid("{}: line {}: too large with its aliases", path, node.Mark().line + 1);
   }
   return json + (node.IsSequence() ? "]" : "}");
 }
@@ -79,9 +92,20 @@ Result<std::vector<ConfigEntry>> ReadEntries(const std::string& path, const YAML
 }  // namespace
 
 Result<std::vector<ConfigEntry>> ReadConfigFile(const std::string& path) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, uint64_t{1} << 20));
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
   try {
     return ReadEntries(path, YAML::Load(text));
+  } catch (const YAML::Exception& error) {
+    return Invalid("{}: not YAML: {}", path, error.what());
+  }
+}
+
+Result<std::string> YamlFileToJson(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
+  try {
+    const YAML::Node root = YAML::Load(text);
+    if (!root.IsMap()) return Invalid("{}: the file is not a mapping", path);
+    return ToJson(path, root);
   } catch (const YAML::Exception& error) {
     return Invalid("{}: not YAML: {}", path, error.what());
   }

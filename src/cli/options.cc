@@ -2,10 +2,10 @@
 // vLLM's.
 #include "cli/options.h"
 
+#include <cmath>
 #include <limits>
 #include <utility>
 
-#include "base/file.h"
 #include "base/format.h"
 #include "cli/json.h"
 
@@ -18,7 +18,9 @@ constexpr char kModel[] = "Model";
 constexpr char kScheduler[] = "Scheduler and cache";
 constexpr char kHttp[] = "HTTP";
 constexpr char kAnswers[] = "Answers";
-constexpr char kParallel[] = "Parallelism (not built yet: every degree is 1)";
+constexpr char kParallel[] = "Parallelism";
+constexpr char kRayLater[] =
+    "Ray is not built yet; wanted mp (over several hosts: --nnodes, --node-rank and --master-addr on each)";
 constexpr char kNotYet[] = "this is not built yet";
 
 void Append(std::vector<Flag>& table, std::vector<Flag> more) {
@@ -47,9 +49,10 @@ std::vector<Flag> ModelFlags(EngineFlags& o) {
 
 std::vector<Flag> SchedulerFlags(EngineFlags& o) {
   return {
-      {"max-num-seqs", "", IntFlag{&o.max_num_seqs, 1, 65536}, "sequences that run at once", kScheduler},
+      {"max-num-seqs", "", IntFlag{&o.max_num_seqs, 1, 65536}, "sequences that run at once, per group",
+       kScheduler},
       {"max-num-batched-tokens", "", IntFlag{&o.max_num_batched_tokens, 1, 1 << 20, true},
-       "tokens of one step", kScheduler},
+       "tokens of one step, per group", kScheduler},
       {"block-size", "", IntFlag{&o.block_size, 16, 4096}, "positions of one cache block, a multiple of 16",
        kScheduler},
       {"gpu-memory-utilization", "", NumberFlag{&o.gpu_memory_utilization, 0, 1},
@@ -119,32 +122,39 @@ std::vector<Flag> AnswerFlags(ServeOptions& o) {
   };
 }
 
-std::vector<Flag> ParallelFlagTable(ParallelFlags& p, std::string& additional_config) {
+std::vector<Flag> PlacementFlags(ParallelFlags& p) {
   return {
-      {"tensor-parallel-size", "tp", IntFlag{&p.tensor_parallel_size, 1, 4096}, "ranks of one group",
-       kParallel},
-      {"data-parallel-size", "dp", IntFlag{&p.data_parallel_size, 1, 4096}, "groups over all nodes",
-       kParallel},
-      {"data-parallel-size-local", "dpl", OptionalIntFlag{&p.data_parallel_size_local, 0, 4096},
-       "groups here", kParallel},
-      {"data-parallel-start-rank", "dpr", OptionalIntFlag{&p.data_parallel_start_rank, 0, 4095},
-       "first group of this node", kParallel},
-      {"data-parallel-address", "dpa", TextFlag{&p.data_parallel_address}, "the head node", kParallel},
-      {"data-parallel-rpc-port", "dpp", IntFlag{&p.data_parallel_rpc_port, 1, 65535}, "its control port",
-       kParallel},
-      {"data-parallel-backend", "dpb", TextFlag{&p.data_parallel_backend, {"mp", "ray"}}, "who starts groups",
-       kParallel},
-      {"pipeline-parallel-size", "pp", IntFlag{&p.pipeline_parallel_size, 1, 4096}, "stages", kParallel},
-      {"enable-expert-parallel", "", BoolFlag{&p.enable_expert_parallel}, "spread experts over all ranks",
-       kParallel},
-      {"additional-config", "", JsonFlag{&additional_config}, "one key: expert_parallel", kParallel},
       {"distributed-executor-backend", "",
        TextFlag{&p.distributed_executor_backend, {"auto", "mp", "ray", "uni", "external_launcher"}},
-       "who starts ranks", kParallel},
-      {"headless", "", BoolFlag{&p.headless}, "ranks only, no API server", kParallel},
+       "uni: the one rank lives in this process; mp: every rank is a process; auto: uni for one rank, else "
+       "mp",
+       kParallel},
+      {"data-parallel-backend", "dpb", TextFlag{&p.data_parallel_backend, {"mp", "ray"}},
+       "who starts the groups of other hosts: mp, by a --headless command on each", kParallel},
+      {"data-parallel-size-local", "dpl", OptionalIntFlag{&p.data_parallel_size_local, 0, 4096},
+       "groups of this host, all by default; 0: an API server without ranks", kParallel},
+      {"data-parallel-start-rank", "dpr", OptionalIntFlag{&p.data_parallel_start_rank, 0, 4095},
+       "first group of this host (default: 0)", kParallel},
+      {"data-parallel-address", "dpa", TextFlag{&p.data_parallel_address},
+       "address of the head, where it listens for the other hosts (default: 127.0.0.1)", kParallel},
+      {"data-parallel-rpc-port", "dpp", IntFlag{&p.data_parallel_rpc_port, 1, 65535}, "port there",
+       kParallel},
+      {"headless", "", BoolFlag{&p.headless}, "ranks for the head on another host, no API server here",
+       kParallel},
+      {"nnodes", "", IntFlag{&p.nnodes, 1, 4096},
+       "hosts that share all ranks evenly; so one group may span hosts", kParallel},
+      {"node-rank", "", OptionalIntFlag{&p.node_rank, 0, 4095},
+       "number of this host; 0 is the head, the others are headless (default: 0)", kParallel},
+      {"master-addr", "", TextFlag{&p.master_addr}, "with --nnodes: address of the head (default: 127.0.0.1)",
+       kParallel},
+      {"master-port", "", IntFlag{&p.master_port, 1, 65535}, "with --nnodes: port there", kParallel},
+      {"distributed-timeout-seconds", "", IntFlag{&p.distributed_timeout_seconds, 1, 86400},
+       "limit of every wait between ranks", kParallel},
+      {"cluster-secret-file", "", TextFlag{&p.cluster_secret_file},
+       "file with the secret that all hosts share; else TESSERA_CLUSTER_SECRET", kParallel},
+      {"api-server-count", "", OptionalIntFlag{&p.api_server_count, 0, 1024}, "there is one, or none here",
+       kParallel},
       {"decode-context-parallel-size", "dcp", OnlyFlag{{"1"}}, kNotYet, kParallel},
-      {"nnodes", "", OnlyFlag{{"1"}}, kNotYet, kParallel},
-      {"node-rank", "", OnlyFlag{{"0"}}, kNotYet, kParallel},
       {"expert-placement-strategy", "", OnlyFlag{{"linear"}}, kNotYet, kParallel},
   };
 }
@@ -168,7 +178,6 @@ std::vector<Flag> IgnoredFlags() {
   add(true, "these metrics do not exist here",
       {"kv-cache-metrics-sample", "show-hidden-metrics-for-version"});
   add(false, "there is one engine", {"aggregate-engine-logging"});
-  add(true, "there is one API server", {"api-server-count"});
   add(false, "request texts are never logged",
       {"enable-log-requests", "disable-log-requests", "enable-log-outputs"});
   add(true, "request texts are never logged", {"max-log-len"});
@@ -181,11 +190,12 @@ std::vector<Flag> IgnoredFlags() {
   add(true, "there are no CORS headers", {"allowed-origins", "allowed-methods", "allowed-headers"});
   add(false, "there are no CORS headers", {"allow-credentials"});
   add(false, "tools are not built yet", {"exclude-tools-when-tool-choice-none"});
-  add(true, "there is one rank, so nothing is exchanged",
-      {"all2all-backend", "eplb-config", "master-addr", "master-port", "distributed-timeout-seconds",
-       "cpu-distributed-timeout-seconds", "data-parallel-supervisor-port", "dp-supervisor-probe-interval-s",
-       "dp-supervisor-probe-timeout-s", "dp-supervisor-probe-failure-threshold"});
-  add(false, "there is one rank, so nothing is exchanged", {"enable-ep-weight-filter", "enable-dbo"});
+  add(true, "the layout says how experts exchange tokens", {"all2all-backend", "eplb-config"});
+  add(false, "a rank reads only the experts that it holds", {"enable-ep-weight-filter"});
+  add(true, "--distributed-timeout-seconds is the limit", {"cpu-distributed-timeout-seconds"});
+  add(true, "the head itself watches all groups",
+      {"data-parallel-supervisor-port", "dp-supervisor-probe-interval-s", "dp-supervisor-probe-timeout-s",
+       "dp-supervisor-probe-failure-threshold"});
   return table;
 }
 
@@ -201,10 +211,16 @@ std::vector<Flag> RefusedFlags() {
   add(false, kNotYet,
       {"enable-auto-tool-choice", "trust-request-chat-template", "enable-per-request-metrics", "tokens-only",
        "numa-bind"});
-  add(true, "only one group is built yet", {"data-parallel-rank"});
-  add(false, "only one group is built yet",
+  constexpr char kOneDoor[] =
+      "external and hybrid load balancing are not supported: the head's API server balances over all groups; "
+      "other hosts run --headless with --data-parallel-start-rank";
+  add(true, kOneDoor, {"data-parallel-rank"});
+  add(false, kOneDoor,
       {"data-parallel-hybrid-lb", "data-parallel-external-lb", "data-parallel-multi-port-external-lb"});
-  add(false, "only one rank is built yet", {"enable-eplb", "enable-elastic-ep", "enable-fault-tolerance"});
+  add(false, "experts stay where the layout puts them; rebalancing is not built yet",
+      {"enable-eplb", "enable-elastic-ep"});
+  add(false, "batches are not overlapped with each other; this is not built yet", {"enable-dbo"});
+  add(false, kNotYet, {"enable-fault-tolerance"});
   add(true, "the server speaks plain HTTP; put a TLS proxy in front",
       {"ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-ciphers", "ssl-cert-reqs"});
   add(false, "the server speaks plain HTTP; put a TLS proxy in front", {"enable-ssl-refresh"});
@@ -228,75 +244,57 @@ FlagTable ServeTable(ServeOptions& o) {
   Append(table.flags, EngineFlagTable(o.engine));
   Append(table.flags, HttpFlags(o));
   Append(table.flags, AnswerFlags(o));
-  Append(table.flags, ParallelFlagTable(o.parallel, o.engine.additional_config));
+  Append(table.flags, LayoutFlagTable(o.parallel, o.engine.additional_config));
+  Append(table.flags, PlacementFlags(o.parallel));
   Append(table.flags, IgnoredFlags());
   Append(table.flags, RefusedFlags());
   return table;
 }
 
-Status CheckParallelValues(const ParallelFlags& p) {
+Status CheckBackends(const ParallelFlags& p) {
+  if (p.distributed_executor_backend == "ray")
+    return Invalid("--distributed-executor-backend ray: {}", kRayLater);
+  if (p.data_parallel_backend == "ray") return Invalid("--data-parallel-backend ray: {}", kRayLater);
+  if (p.distributed_executor_backend == "external_launcher") {
+    return Invalid(
+        "--distributed-executor-backend external_launcher: ranks are started by this command alone; wanted "
+        "auto, uni or mp");
+  }
+  return {};
+}
+
+// What the flags say about this host, as far as that needs no model. The numbers of ranks come later.
+Status CheckPlacement(const ParallelFlags& p) {
   const int64_t local = p.data_parallel_size_local.value_or(p.data_parallel_size);
+  const int64_t start = p.data_parallel_start_rank.value_or(0);
+  const int64_t node = p.node_rank.value_or(0);
   if (local > p.data_parallel_size) {
     return Invalid("--data-parallel-size-local {} is greater than --data-parallel-size {}", local,
                    p.data_parallel_size);
   }
-  if (p.data_parallel_start_rank && *p.data_parallel_start_rank >= p.data_parallel_size) {
-    return Invalid("--data-parallel-start-rank {} is outside of 0 to {} (--data-parallel-size {})",
-                   *p.data_parallel_start_rank, p.data_parallel_size - 1, p.data_parallel_size);
+  if (start >= p.data_parallel_size) {
+    return Invalid("--data-parallel-start-rank {} is outside of 0 to {} (--data-parallel-size {})", start,
+                   p.data_parallel_size - 1, p.data_parallel_size);
   }
-  if (p.headless && local == 0)
-    return Invalid("--headless with --data-parallel-size-local 0 has nothing to run");
-  return {};
-}
-
-// What is not there yet is refused with one sentence.
-Status RefuseParallel(const ParallelFlags& p, const std::string& additional_config) {
-  const auto refuse = [](std::string_view what) {
-    return Invalid("{}: this version runs one rank in one process; parallel ranks are not built yet", what);
-  };
-  if (p.tensor_parallel_size > 1) return refuse(Format("--tensor-parallel-size {}", p.tensor_parallel_size));
-  if (p.data_parallel_size > 1) return refuse(Format("--data-parallel-size {}", p.data_parallel_size));
-  if (p.pipeline_parallel_size > 1) {
-    return Invalid("--pipeline-parallel-size {}: pipeline parallelism is not supported, wanted 1",
-                   p.pipeline_parallel_size);
+  if (node >= p.nnodes)
+    return Invalid("--node-rank {} is outside of 0 to {} (--nnodes {})", node, p.nnodes - 1, p.nnodes);
+  if (p.nnodes > 1 && node == 0 && p.headless) {
+    return Invalid(
+        "--headless with --node-rank 0 of --nnodes {}: node 0 is the head and has the API server; leave "
+        "--headless out, or give another --node-rank",
+        p.nnodes);
   }
-  if (p.headless) return refuse("--headless");
-  if (p.data_parallel_size_local == 0) return refuse("--data-parallel-size-local 0");
-  for (const auto& [name, backend] :
-       {std::pair{"--distributed-executor-backend", &p.distributed_executor_backend},
-        std::pair{"--data-parallel-backend", &p.data_parallel_backend}}) {
-    if (*backend == "ray" || *backend == "external_launcher") {
-      return Invalid("{} {}: this version starts no ranks through it, wanted auto, uni or mp", name,
-                     *backend);
-    }
+  if (p.IsWorker() && local == 0)
+    return Invalid("--headless with --data-parallel-size-local 0 has nothing to run; wanted at least 1");
+  if (start > 0 && !p.IsWorker()) {
+    return Invalid(
+        "--data-parallel-start-rank {} without --headless asks for hybrid load balancing, which is not "
+        "supported: add --headless here, or start the head at 0",
+        start);
   }
-  ASSIGN_OR_RETURN(const std::string keys, JsonKeys(additional_config));
-  if (keys.empty()) return {};
-  if (keys != "expert_parallel")
-    return Invalid("--additional-config: '{}'; the only known key is expert_parallel", keys);
-  const auto degree = JsonNumber(additional_config, "/expert_parallel");
-  if (degree != 1.0) return refuse(Format("--additional-config {}", additional_config));
-  return {};
-}
-
-Status CheckEnvironment(ServeOptions& o, const std::function<const char*(const char*)>& variable,
-                        std::vector<std::string>& warnings) {
-  if (const char* key = variable("VLLM_API_KEY"); o.api_key.empty() && key != nullptr && *key != '\0') {
-    o.api_key.push_back(key);
-  }
-  for (const char* name : {"vLLM_MODEL_BACKEND", "VLLM_MS_MODEL_BACKEND"}) {
-    const char* value = variable(name);
-    if (value == nullptr || *value == '\0') continue;
-    if (std::string_view(value) != "MindFormers" && std::string_view(value) != "MindONE") {
-      return Invalid("{}: '{}' is not a model backend; wanted MindFormers, MindONE or unset", name, value);
-    }
-  }
-  if (const char* path = variable("MINDFORMERS_MODEL_CONFIG"); path != nullptr && *path != '\0') {
-    if (!FileExists(path)) return Invalid("MINDFORMERS_MODEL_CONFIG: the file '{}' does not exist", path);
-    warnings.push_back(
-        Format("MINDFORMERS_MODEL_CONFIG is set, but this version does not read {}: "
-               "everything comes from config.json and the flags",
-               path));
+  if (p.IsWorker() && p.api_server_count.value_or(0) > 0) {
+    return Invalid("--api-server-count {} with --headless: such a host has no API server; wanted 0",
+                   *p.api_server_count);
   }
   return {};
 }
@@ -327,6 +325,44 @@ Status CheckEngineFlags(EngineFlags& o, ParsedFlags& parsed) {
   return {};
 }
 
+std::vector<Flag> LayoutFlagTable(ParallelFlags& p, std::string& additional_config) {
+  return {
+      {"tensor-parallel-size", "tp", OptionalIntFlag{&p.tensor_parallel_size, 1, 4096},
+       "ranks of one group, which share its heads and widths; divides the heads and 16 (default: 1)",
+       kParallel},
+      {"data-parallel-size", "dp", IntFlag{&p.data_parallel_size, 1, 4096},
+       "groups over all hosts; each has its own requests and cache", kParallel},
+      {"pipeline-parallel-size", "pp", IntFlag{&p.pipeline_parallel_size, 1, 4096}, "only 1", kParallel},
+      {"enable-expert-parallel", "", BoolFlag{&p.enable_expert_parallel},
+       "spread whole experts: over all ranks, or as --additional-config says; a YAML rules over both",
+       kParallel},
+      {"additional-config", "", JsonFlag{&additional_config},
+       "one key, expert_parallel: sets of ranks that hold different experts", kParallel},
+  };
+}
+
+Status CheckLayoutFlags(const ParallelFlags& p, const std::string& additional_config) {
+  if (p.pipeline_parallel_size > 1) {
+    return Invalid("--pipeline-parallel-size {}: pipeline parallelism is not supported, wanted 1",
+                   p.pipeline_parallel_size);
+  }
+  ASSIGN_OR_RETURN(const std::string keys, JsonKeys(additional_config));
+  if (keys.empty()) return {};
+  if (keys != "expert_parallel")
+    return Invalid("--additional-config: '{}'; the only known key is expert_parallel", keys);
+  if (!ExpertParallelOf(additional_config)) {
+    return Invalid("--additional-config {}: expert_parallel is not a whole number of at least 1",
+                   additional_config);
+  }
+  return {};
+}
+
+std::optional<int64_t> ExpertParallelOf(const std::string& additional_config) {
+  const auto degree = JsonNumber(additional_config, "/expert_parallel");
+  if (!degree || *degree < 1 || *degree > 1 << 24 || *degree != std::floor(*degree)) return std::nullopt;
+  return static_cast<int64_t>(*degree);
+}
+
 Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
                                const std::function<const char*(const char*)>& variable) {
   ParsedServe result;
@@ -346,15 +382,22 @@ Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
     }
     o.engine.model = positional;
   }
-  RETURN_IF_ERROR(CheckParallelValues(o.parallel));
-  RETURN_IF_ERROR(RefuseParallel(o.parallel, o.engine.additional_config));
+  RETURN_IF_ERROR(CheckLayoutFlags(o.parallel, o.engine.additional_config));
+  RETURN_IF_ERROR(CheckBackends(o.parallel));
+  RETURN_IF_ERROR(CheckPlacement(o.parallel));
   RETURN_IF_ERROR(CheckEngineFlags(o.engine, parsed));
   if (o.port > 0 && o.port < 1024)
     return Invalid("--port: {} is not from 1024 to 65535 (or 0: any free one)", o.port);
   if (o.shutdown_timeout_s < 0)
     return Invalid("--shutdown-timeout: {} is not at least 0", o.shutdown_timeout_s);
   result.warnings = std::move(parsed.warnings);
-  RETURN_IF_ERROR(CheckEnvironment(o, variable, result.warnings));
+  if (o.parallel.api_server_count.value_or(1) > 1) {
+    result.warnings.push_back(Format("--api-server-count {} has no effect here: the head has one API server",
+                                     *o.parallel.api_server_count));
+  }
+  if (const char* key = variable("VLLM_API_KEY"); o.api_key.empty() && key != nullptr && *key != '\0') {
+    o.api_key.push_back(key);
+  }
   return result;
 }
 

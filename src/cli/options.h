@@ -34,18 +34,28 @@ struct EngineFlags {
   int64_t threads = 0;  // 0: the cores this process may use
 };
 
+// How ranks are spread; parallel.h turns it into a plan.
 struct ParallelFlags {
-  int64_t tensor_parallel_size = 1;
+  std::optional<int64_t> tensor_parallel_size;  // absent: 1
   int64_t data_parallel_size = 1;
-  std::optional<int64_t> data_parallel_size_local;
-  std::optional<int64_t> data_parallel_start_rank;
-  std::string data_parallel_address = "127.0.0.1";
+  std::optional<int64_t> data_parallel_size_local;  // absent: all groups
+  std::optional<int64_t> data_parallel_start_rank;  // absent: 0
+  std::string data_parallel_address;                // empty: 127.0.0.1
   int64_t data_parallel_rpc_port = 29550;
   std::string data_parallel_backend = "mp";
   int64_t pipeline_parallel_size = 1;
   bool enable_expert_parallel = false;
   std::string distributed_executor_backend = "auto";
   bool headless = false;
+  int64_t nnodes = 1;
+  std::optional<int64_t> node_rank;  // absent: 0
+  std::string master_addr;           // empty: 127.0.0.1
+  int64_t master_port = 29501;
+  int64_t distributed_timeout_seconds = 300;
+  std::string cluster_secret_file;  // empty: TESSERA_CLUSTER_SECRET
+  std::optional<int64_t> api_server_count;
+
+  bool IsWorker() const { return headless || (nnodes > 1 && node_rank.value_or(0) > 0); }  // no API server
 };
 
 struct ServeOptions {
@@ -79,8 +89,8 @@ struct ParsedServe {
   std::vector<std::string> warnings;
 };
 
-// Parses, checks against each other and against the environment (`variable(name)`: its value, null where
-// unset). kInvalid is a usage error: exit code 2.
+// Parses and checks flags against each other; of the environment (`variable(name)`: its value, null where
+// unset) only VLLM_API_KEY is read here, the rest by PlanParallel. kInvalid is a usage error: exit code 2.
 Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
                                const std::function<const char*(const char*)>& variable);
 
@@ -88,5 +98,11 @@ Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
 std::vector<Flag> EngineFlagTable(EngineFlags& flags);
 // Checks across EngineFlags; `given` says what was written. Adds warnings.
 Status CheckEngineFlags(EngineFlags& flags, ParsedFlags& parsed);
+
+// The same for the flags of a layout: degrees and --additional-config.
+std::vector<Flag> LayoutFlagTable(ParallelFlags& flags, std::string& additional_config);
+Status CheckLayoutFlags(const ParallelFlags& flags, const std::string& additional_config);
+// expert_parallel of --additional-config, which CheckLayoutFlags has accepted.
+std::optional<int64_t> ExpertParallelOf(const std::string& additional_config);
 
 }  // namespace tessera::cli

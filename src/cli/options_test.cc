@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 
 #include "base/file.h"
@@ -51,32 +52,116 @@ TEST(Options, Defaults) {
   EXPECT_FALSE(o.engine.max_model_len);
 }
 
-TEST(Options, TutorialLaunchWithoutItsRanks) {
-  const auto parsed =
-      Parse({"--model=/path/to/save/deepseek_r1_w8a8", "--trust-remote-code", "--max-num-seqs=256",
-             "--max_model_len=32768", "--max-num-batched-tokens=4096", "--block-size=128",
-             "--gpu-memory-utilization=0.9", "--tensor-parallel-size", "1"});
-  ASSERT_TRUE(parsed) << parsed.error().message;
-  EXPECT_EQ(parsed->options.engine.model, "/path/to/save/deepseek_r1_w8a8");
-  EXPECT_EQ(parsed->options.engine.max_model_len, 32768);
-  EXPECT_EQ(parsed->warnings.size(), 1);  // trust-remote-code
+// The tutorial's two launches word for word, and the form that TP16 takes without Ray.
+TEST(Options, TutorialLaunches) {
+  const Words common = {"--model=/path/to/save/deepseek_r1_w8a8",
+                        "--trust-remote-code",
+                        "--max-num-seqs=256",
+                        "--max_model_len=32768",
+                        "--max-num-batched-tokens=4096",
+                        "--block-size=128",
+                        "--gpu-memory-utilization=0.9"};
+  const auto with = [&](const Words& more) {
+    Words all = common;
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  const std::string ray = Bad(with({"--tensor-parallel-size", "16", "--distributed-executor-backend=ray"}));
+  ExpectHas(ray, "--distributed-executor-backend ray");
+  ExpectHas(ray, "--nnodes");
+  const ServeOptions nodes = Good(with({"--tensor-parallel-size", "16", "--distributed-executor-backend=mp",
+                                        "--nnodes", "2", "--node-rank", "1", "--master-addr", "192.5.5.5"}));
+  EXPECT_EQ(nodes.parallel.tensor_parallel_size, 16);
+  EXPECT_EQ(nodes.parallel.master_port, 29501);
+  EXPECT_EQ(nodes.parallel.distributed_timeout_seconds, 300);
+  EXPECT_TRUE(nodes.parallel.IsWorker());
+  const Words groups = {"--tensor-parallel-size",     "4",
+                        "--data-parallel-size",       "4",
+                        "--data-parallel-size-local", "2",
+                        "--data-parallel-start-rank", "0",
+                        "--data-parallel-address",    "192.10.10.10",
+                        "--data-parallel-rpc-port",   "12370",
+                        "--enable-expert-parallel"};
+  const auto head = Parse(with(groups));
+  ASSERT_TRUE(head) << head.error().message;
+  EXPECT_EQ(head->warnings.size(), 1);  // trust-remote-code
+  const ParallelFlags& p = head->options.parallel;
+  EXPECT_EQ(p.tensor_parallel_size, 4);
+  EXPECT_EQ(p.data_parallel_size, 4);
+  EXPECT_EQ(p.data_parallel_size_local, 2);
+  EXPECT_EQ(p.data_parallel_start_rank, 0);
+  EXPECT_EQ(p.data_parallel_address, "192.10.10.10");
+  EXPECT_EQ(p.data_parallel_rpc_port, 12370);
+  EXPECT_TRUE(p.enable_expert_parallel);
+  EXPECT_FALSE(p.IsWorker());
+  EXPECT_EQ(head->options.engine.max_model_len, 32768);
+  Words worker = with(groups);
+  worker.insert(worker.begin(), "--headless");
+  worker[std::find(worker.begin(), worker.end(), "--data-parallel-start-rank") - worker.begin() + 1] = "2";
+  const ServeOptions second = Good(worker);
+  EXPECT_EQ(second.parallel.data_parallel_start_rank, 2);
+  EXPECT_TRUE(second.parallel.IsWorker());
+}
+
+TEST(Options, ParallelDefaults) {
+  const ParallelFlags p = Good({"m"}).parallel;
+  EXPECT_FALSE(p.tensor_parallel_size);
+  EXPECT_EQ(p.data_parallel_size, 1);
+  EXPECT_EQ(p.data_parallel_rpc_port, 29550);
+  EXPECT_EQ(p.nnodes, 1);
+  EXPECT_FALSE(p.IsWorker());
+  EXPECT_EQ(Good({"m", "-dcp", "1", "--node_rank=0"}).parallel.node_rank, 0);
 }
 
 TEST(Options, WhatIsNotBuiltIsRefusedByName) {
-  ExpectHas(Bad({"m", "-tp", "16"}), "--tensor-parallel-size 16");
-  ExpectHas(Bad({"m", "--data-parallel-size=4", "--data-parallel-size-local", "2"}),
-            "--data-parallel-size 4");
-  ExpectHas(Bad({"m", "--headless"}), "--headless");
   ExpectHas(Bad({"m", "-pp", "2"}), "--pipeline-parallel-size 2");
   ExpectHas(Bad({"m", "--distributed-executor-backend=ray"}), "--distributed-executor-backend ray");
+  ExpectHas(Bad({"m", "--distributed-executor-backend=external_launcher"}), "external_launcher");
+  ExpectHas(Bad({"m", "--distributed-executor-backend=mpi"}), "auto, mp, ray, uni, external_launcher");
   ExpectHas(Bad({"m", "--data-parallel-backend", "ray"}), "--data-parallel-backend ray");
-  ExpectHas(Bad({"m", "--additional-config", R"({"expert_parallel": 4})"}), "expert_parallel");
+  ExpectHas(Bad({"m", "--data-parallel-backend", "gloo"}), "mp, ray");
+  ExpectHas(Bad({"m", "-dp", "2", "--data-parallel-rank", "1"}), "--data-parallel-rank: external and hybrid");
+  for (const char* name : {"--data-parallel-hybrid-lb", "--data-parallel-external-lb", "--enable-eplb",
+                           "--enable-dbo", "--enable-elastic-ep"}) {
+    ExpectHas(Bad({"m", name}), std::string(name) + ": ");
+  }
+  ExpectHas(Bad({"m", "--decode-context-parallel-size", "2"}), "--decode-context-parallel-size 2");
+  ExpectHas(Bad({"m", "--expert-placement-strategy", "round_robin"}), "accepted: linear");
   ExpectHas(Bad({"m", "--speculative-config", "{}"}), "not built yet");
   ExpectHas(Bad({"m", "--kv-cache-dtype", "fp8"}), "auto, bfloat16");
+}
+
+TEST(Options, AdditionalConfig) {
+  EXPECT_EQ(ExpertParallelOf(
+                Good({"m", "--additional-config", R"({"expert_parallel": 4})"}).engine.additional_config),
+            4);
+  EXPECT_EQ(
+      ExpertParallelOf(Good({"m", "--additional_config.expert_parallel", "4"}).engine.additional_config), 4);
+  EXPECT_FALSE(ExpertParallelOf(Good({"m"}).engine.additional_config));
+  ExpectHas(Bad({"m", "--additional-config", R"({"experts": 4})"}), "'experts'");
+  for (const char* value : {"0", "-1", "2.5", "\"4\"", "null", "true", "1e99"}) {
+    ExpectHas(Bad({"m", "--additional-config", Format(R"({{"expert_parallel": {}}})", value)}),
+              "not a whole number of at least 1");
+  }
+}
+
+TEST(Options, PlacesThatContradict) {
   ExpectHas(Bad({"m", "-dpl", "2"}), "--data-parallel-size-local 2 is greater than --data-parallel-size 1");
-  ExpectHas(Bad({"m", "-dpr", "1"}), "outside of 0 to 0");
-  Good({"m", "--enable-expert-parallel", "--additional-config.expert_parallel", "1", "-dp=1", "-dpl", "1",
-        "-dpr", "0"});
+  ExpectHas(Bad({"m", "-dp", "4", "-dpr", "4", "--headless"}), "4 is outside of 0 to 3");
+  ExpectHas(Bad({"m", "-dp", "4", "-dpr", "-1"}), "-1");
+  const std::string hybrid = Bad({"m", "-dp", "4", "-dpl", "2", "-dpr", "2"});
+  ExpectHas(hybrid, "--data-parallel-start-rank 2 without --headless");
+  ExpectHas(hybrid, "hybrid");
+  ExpectHas(Bad({"m", "-dp", "2", "-dpl", "0", "--headless"}), "nothing to run");
+  ExpectHas(Bad({"m", "--nnodes", "2", "--node-rank", "2"}), "--node-rank 2 is outside of 0 to 1");
+  ExpectHas(Bad({"m", "--node-rank", "1"}), "--node-rank 1 is outside of 0 to 0 (--nnodes 1)");
+  ExpectHas(Bad({"m", "-tp", "2", "--nnodes", "2", "--headless"}), "--headless with --node-rank 0");
+  ExpectHas(Bad({"m", "-dp", "2", "-dpr", "1", "--headless", "--api-server-count", "1"}),
+            "--api-server-count 1 with --headless");
+  Good({"m", "-dp", "2", "-dpr", "1", "--headless", "--api-server-count", "0"});
+  EXPECT_EQ(Parse({"m", "--api-server-count", "4"})->warnings.size(), 1);
+  EXPECT_EQ(Parse({"m", "--api-server-count", "1"})->warnings.size(), 0);
+  Good({"m", "-dp", "2", "-dpl", "0"});
 }
 
 TEST(Options, NamesAndValues) {
@@ -180,15 +265,6 @@ TEST(Options, ConfigFile) {
 TEST(Options, Environment) {
   EXPECT_EQ(Good({"m"}, {{"VLLM_API_KEY", "k"}}).api_key, Words{"k"});
   EXPECT_EQ(Good({"m", "--api-key", "x"}, {{"VLLM_API_KEY", "k"}}).api_key, Words{"x"});
-  ExpectHas(Bad({"m"}, {{"vLLM_MODEL_BACKEND", "Torch"}}), "vLLM_MODEL_BACKEND: 'Torch'");
-  ExpectHas(Bad({"m"}, {{"MINDFORMERS_MODEL_CONFIG", "/no/such.yaml"}}), "/no/such.yaml");
-  const std::string path = testing::TempDir() + "/tessera_predict.yaml";
-  ASSERT_TRUE(WriteFile(path, "a: 1\n"));
-  const auto parsed =
-      Parse({"m"}, {{"MINDFORMERS_MODEL_CONFIG", path}, {"vLLM_MODEL_BACKEND", "MindFormers"}});
-  ASSERT_TRUE(parsed) << parsed.error().message;
-  ASSERT_EQ(parsed->warnings.size(), 1);
-  ExpectHas(parsed->warnings[0], "does not read");
 }
 
 TEST(Options, HelpNamesEveryGroupAndDefault) {
