@@ -282,6 +282,12 @@ Result<std::string> InterfaceAddress(const std::string& interface) {
                  it == addresses.end() ? "does not exist" : "has no IPv4 address", names);
 }
 
+std::string HostName() {
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
 bool IsLoopback(const std::string& address) {
   in_addr v4{};
   in6_addr v6{};

@@ -64,6 +64,7 @@ Status ReadAll(const Socket& socket, std::span<std::byte> bytes, Deadline deadli
 // The IPv4 address of a network interface; kInvalid names it and those that exist.
 Result<std::string> InterfaceAddress(const std::string& interface);
 bool IsLoopback(const std::string& address);
+std::string HostName();  // for messages; never tells hosts apart
 
 // Both ends know the same secret, without sending it: each answers the other's random challenge by
 // HMAC-SHA256. Both sides of a connection call this; an empty secret is a secret like any other. kUnavailable

@@ -13,6 +13,8 @@
 #include "base/format.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "model/checkpoint.h"
+#include "model/content_hash.h"
 
 namespace tessera::cli {
 namespace {
@@ -87,62 +89,130 @@ Result<CacheSize> SizeCache(const EngineFlags& flags, const CacheDemand& demand)
   return size;
 }
 
-uint64_t WorkspaceBytes(const ModelConfig& config, const EngineFlags& flags, int64_t max_model_len) {
-  const uint64_t heads = config.num_heads;
+uint64_t WorkspaceBytes(const ModelConfig& config, const EngineFlags& flags, const Degrees& degrees,
+                        int64_t max_model_len) {
+  const uint64_t tp = degrees.tp;
+  const uint64_t heads = config.num_heads / tp;
   const uint64_t hidden = config.hidden_size;
-  const uint64_t wide = std::max<uint64_t>(
-      config.intermediate_size, uint64_t{1} * config.num_experts_per_tok * config.moe_intermediate_size);
-  // Bytes per token: fp32 residual, norms and latents; bf16 per head; gate, up and their product; int64 sums.
-  const uint64_t per_token =
-      4 * (4 * hidden + 2 * config.q_lora_rank) +
-      2 * heads * (config.qk_head_dim() + 2 * config.latent_width() + 2 * config.v_head_dim) + 12 * wide +
-      16 * hidden;
+  // Tokens of one group, and those that a rank's experts may see.
   const uint64_t tokens = std::min(flags.max_num_batched_tokens, flags.max_num_seqs * max_model_len);
+  const uint64_t seen = degrees.dp > 1 ? tokens * degrees.dp : tokens;
+  // Bytes per token: fp32 residual, norms and latents; bf16 per head; int64 sums.
+  const uint64_t attention =
+      4 * (2 * hidden + 2 * config.q_lora_rank) +
+      2 * heads * (config.qk_head_dim() + 2 * config.latent_width() + 2 * config.v_head_dim);
+  // The table of rows (twice while it travels), their sums; gate, up and their product.
+  const uint64_t dense = config.intermediate_size / tp;
+  const uint64_t routed = uint64_t{1} * config.num_experts_per_tok * config.moe_intermediate_size /
+                          static_cast<uint64_t>(degrees.world());
+  const uint64_t feed_forward = 16 * hidden + 8 * hidden + 6 * routed;
   const uint64_t rotary = uint64_t{4} * max_model_len * config.qk_rope_head_dim;
-  return tokens * per_token + uint64_t{8} * flags.max_num_seqs * config.vocab_size + rotary;
+  return tokens * (attention + 6 * dense) + seen * feed_forward +
+         uint64_t{8} * flags.max_num_seqs * config.vocab_size / tp + rotary;
 }
 
-Status Assembly::Load(const EngineFlags& flags) {
+Result<int> MaxModelLen(const EngineFlags& flags, const ModelConfig& config) {
+  const int64_t length = flags.max_model_len.value_or(config.max_position_embeddings);
+  if (length > config.max_position_embeddings) {
+    return Invalid("--max-model-len: {} is greater than the model's max_position_embeddings {}", length,
+                   config.max_position_embeddings);
+  }
+  return static_cast<int>(length);
+}
+
+Result<Agreement> MakeAgreement(const EngineFlags& flags, const ParallelPlan& plan, int max_model_len) {
+  ASSIGN_OR_RETURN(const std::string content, HashCheckpoint(flags.model));
+  const auto number = [](auto value) { return std::to_string(value); };
+  return Agreement{{"version", TESSERA_VERSION},
+                   {"numerics", std::string(kernels::kNumerics)},
+                   {"model content", content.substr(0, 16)},
+                   {"--tensor-parallel-size", number(plan.degrees.tp)},
+                   {"--data-parallel-size", number(plan.degrees.dp)},
+                   {"expert parallel size", number(plan.degrees.ep)},
+                   {"vocab_emb_dp", plan.split_embedding ? "true" : "false"},
+                   {"--quantization", plan.quantization},
+                   {"--max-model-len", number(max_model_len)},
+                   {"--block-size", number(flags.block_size)},
+                   {"--max-num-batched-tokens", number(flags.max_num_batched_tokens)},
+                   {"--max-num-seqs", number(flags.max_num_seqs)}};
+}
+
+RankOptions Assembly::OptionsOfRank(const EngineFlags& flags) const {
+  return {.num_blocks = cache.num_blocks,
+          .block_size = static_cast<int>(flags.block_size),
+          .max_model_len = max_model_len,
+          .num_tokens = tokenizer->vocab_size()};
+}
+
+Result<CacheSize> Assembly::Fit(const EngineFlags& flags, uint64_t memory_bytes,
+                                uint64_t weight_bytes) const {
+  return SizeCache(flags, {.memory_limit_bytes = memory_bytes,
+                           .weight_bytes = weight_bytes,
+                           .workspace_bytes = WorkspaceBytes(config, flags, plan.degrees, max_model_len),
+                           .block_bytes = KvCache::BlockBytes(config, static_cast<int>(flags.block_size)),
+                           .max_model_len = max_model_len});
+}
+
+Status Assembly::LoadAlone(const EngineFlags& flags) {
   const char* forced = std::getenv("TESSERA_ISA");
-  ASSIGN_OR_RETURN(kernels, kernels::Choose(forced == nullptr ? "" : forced));
-  ASSIGN_OR_RETURN(config, LoadModelConfig(flags.model));
-  ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(flags.tokenizer.empty() ? flags.model : flags.tokenizer));
-  if (tokenizer->vocab_size() > config.vocab_size) {
-    return Invalid("the tokenizer has ids up to {}, but the model's vocab_size is {}",
-                   tokenizer->vocab_size() - 1, config.vocab_size);
-  }
-  max_model_len = static_cast<int>(flags.max_model_len.value_or(config.max_position_embeddings));
-  if (max_model_len > config.max_position_embeddings) {
-    return Invalid("--max-model-len: {} is greater than the model's max_position_embeddings {}",
-                   max_model_len, config.max_position_embeddings);
-  }
-  if (!flags.enable_chunked_prefill && flags.max_num_batched_tokens < max_model_len) {
-    LogWarning(
-        "without chunked prefill, prompts of more than {} tokens (--max-num-batched-tokens) are refused",
-        flags.max_num_batched_tokens);
-  }
-  ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(flags.model, config, flags.quantization));
-  checkpoint_form = checkpoint.description();
-  threads =
+  ASSIGN_OR_RETURN(const kernels::Kernels* const kernels, kernels::Choose(forced == nullptr ? "" : forced));
+  ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(flags.model, config, plan.quantization));
+  alone_.threads =
       std::make_unique<ThreadPool>(flags.threads > 0 ? static_cast<int>(flags.threads) : AvailableCores());
-  ASSIGN_OR_RETURN(weights, Weights::Load(checkpoint, config, WholeShare(config), *threads, Progress()));
+  const RankShare share = ShareOfRank(config, Topology(), plan.split_embedding);
+  ASSIGN_OR_RETURN(alone_.weights, Weights::Load(checkpoint, config, share, *alone_.threads, Progress()));
+  ASSIGN_OR_RETURN(cache, Fit(flags, MemoryLimitBytes(), alone_.weights.size_bytes));
+  Communicator& communicator = *alone_.communicator;
+  ASSIGN_OR_RETURN(alone_.rank, Rank::Create(config, alone_.weights, {Topology(), communicator, communicator},
+                                             OptionsOfRank(flags), *kernels, *alone_.threads));
+  executor_ = std::make_unique<LocalExecutor>(*alone_.rank, alone_.weights.size_bytes);
+  lines.push_back(Format("model {} ({}, {} layers, {} of weights)", flags.model, checkpoint.description(),
+                         config.num_layers, BytesText(alone_.weights.size_bytes)));
+  lines.push_back(Format("numerics {}, instruction set {}, {} threads", kernels::kNumerics,
+                         kernels::IsaName(kernels->isa), alone_.threads->num_threads()));
   return {};
 }
 
-Status Assembly::Fit(const EngineFlags& flags) {
-  const CacheDemand demand{.memory_limit_bytes = MemoryLimitBytes(),
-                           .weight_bytes = weights.arena.size_bytes(),
-                           .workspace_bytes = WorkspaceBytes(config, flags, max_model_len),
-                           .block_bytes = KvCache::BlockBytes(config, static_cast<int>(flags.block_size)),
-                           .max_model_len = max_model_len};
-  ASSIGN_OR_RETURN(cache, SizeCache(flags, demand));
-  const RankOptions options{.num_blocks = cache.num_blocks,
-                            .block_size = static_cast<int>(flags.block_size),
-                            .max_model_len = max_model_len,
-                            .num_tokens = tokenizer->vocab_size()};
-  ASSIGN_OR_RETURN(rank,
-                   Rank::Create(config, weights, {Topology(), *alone, *alone}, options, *kernels, *threads));
-  executor = std::make_unique<LocalExecutor>(*rank);
+Status Assembly::LoadFleet(const EngineFlags& flags, const Wishes& wishes) {
+  const char* forced = std::getenv("TESSERA_ISA");
+  FleetOptions options{.setup = {.model = flags.model,
+                                 .quantization = plan.quantization,
+                                 .degrees = plan.degrees,
+                                 .split_embedding = plan.split_embedding,
+                                 .block_size = static_cast<int32_t>(flags.block_size),
+                                 .max_model_len = max_model_len,
+                                 .num_tokens = tokenizer->vocab_size(),
+                                 .threads = static_cast<int32_t>(flags.threads),
+                                 .isa = forced == nullptr ? "" : forced,
+                                 .log_level = static_cast<int32_t>(wishes.log_level),
+                                 .deadline_ms = wishes.exchange_limit.count()},
+                       .local = plan.local,
+                       .control = plan.control,
+                       .secret = plan.secret,
+                       .data_address = plan.data_address.empty() ? plan.control.address : plan.data_address,
+                       .agreement = {}};
+  if (plan.local.count < plan.degrees.world()) {
+    ASSIGN_OR_RETURN(options.agreement, MakeAgreement(flags, plan, max_model_len));
+  }
+  const auto tell = [listener = listener_](const Error& error) {
+    const std::lock_guard lock(listener->mutex);
+    listener->news = error;
+    if (listener->engine != nullptr) listener->engine->Break(error);
+  };
+  ASSIGN_OR_RETURN(std::unique_ptr<Fleet> fleet, Fleet::Start(options, wishes.cancelled, tell));
+  uint64_t weight_bytes = 0;
+  for (const RankLoaded& loaded : fleet->loaded()) {
+    ASSIGN_OR_RETURN(const CacheSize fits, Fit(flags, loaded.memory_bytes, loaded.weight_bytes));
+    if (cache.num_blocks == 0 || fits.num_blocks < cache.num_blocks) cache = fits;
+    weight_bytes += loaded.weight_bytes;
+  }
+  RETURN_IF_ERROR(fleet->Begin(cache.num_blocks));
+  lines.push_back(Format("model {} ({} layers), {} of weights on {} ranks: {}", flags.model,
+                         config.num_layers, BytesText(weight_bytes), plan.degrees.world(),
+                         DegreesText(plan.degrees)));
+  lines.push_back(
+      Format("numerics {}, instruction set {} on rank 0", kernels::kNumerics, fleet->loaded()[0].isa));
+  executor_ = std::move(fleet);
   return {};
 }
 
@@ -151,13 +221,15 @@ Status Assembly::Fit(const EngineFlags& flags) {
 // moves; block 0 is written, as if by a sequence that has ended.
 Status Assembly::WarmUp() {
   Step step;
-  GroupStep& group = step.groups.emplace_back();
-  group.tokens.assign(std::min(4, max_model_len), config.bos_token_id);
-  group.sequences.push_back({.num_tokens = static_cast<int32_t>(group.tokens.size()), .num_blocks = 1});
-  group.block_ids.push_back(0);
-  group.rows.push_back({.token = static_cast<int32_t>(group.tokens.size()) - 1, .sampling = 0});
-  group.sampling.push_back({.temperature = 0, .position = static_cast<uint32_t>(group.tokens.size())});
-  ASSIGN_OR_RETURN(const StepOutput output, executor->Run(step));
+  for (int i = 0; i < plan.degrees.dp; ++i) {
+    GroupStep& group = step.groups.emplace_back();
+    group.tokens.assign(std::min(4, max_model_len), config.bos_token_id);
+    group.sequences.push_back({.num_tokens = static_cast<int32_t>(group.tokens.size()), .num_blocks = 1});
+    group.block_ids.push_back(0);
+    group.rows.push_back({.token = static_cast<int32_t>(group.tokens.size()) - 1, .sampling = 0});
+    group.sampling.push_back({.temperature = 0, .position = static_cast<uint32_t>(group.tokens.size())});
+  }
+  ASSIGN_OR_RETURN(const StepOutput output, executor_->Run(step));
   for (const GroupOutput& part : output.groups) {
     for (const std::string& failure : part.failures) {
       if (!failure.empty())
@@ -167,21 +239,45 @@ Status Assembly::WarmUp() {
   return {};
 }
 
-Result<std::unique_ptr<Assembly>> Assembly::Build(const EngineFlags& flags, int64_t max_queued_requests) {
-  auto assembly = std::make_unique<Assembly>();
-  RETURN_IF_ERROR(assembly->Load(flags));
-  RETURN_IF_ERROR(assembly->Fit(flags));
+Assembly::~Assembly() {
+  {
+    const std::lock_guard lock(listener_->mutex);
+    listener_->engine = nullptr;
+  }
+  engine.reset();  // its thread uses the executor
+}
+
+Result<std::unique_ptr<Assembly>> Assembly::Build(const EngineFlags& flags, const ModelConfig& config,
+                                                  const ParallelPlan& plan, const Wishes& wishes) {
+  std::unique_ptr<Assembly> assembly(new Assembly(config, plan));
+  ASSIGN_OR_RETURN(assembly->tokenizer,
+                   Tokenizer::Load(flags.tokenizer.empty() ? flags.model : flags.tokenizer));
+  if (assembly->tokenizer->vocab_size() > config.vocab_size) {
+    return Invalid("the tokenizer has ids up to {}, but the model's vocab_size is {}",
+                   assembly->tokenizer->vocab_size() - 1, config.vocab_size);
+  }
+  ASSIGN_OR_RETURN(assembly->max_model_len, MaxModelLen(flags, config));
+  if (!flags.enable_chunked_prefill && flags.max_num_batched_tokens < assembly->max_model_len) {
+    LogWarning(
+        "without chunked prefill, prompts of more than {} tokens (--max-num-batched-tokens) are refused",
+        flags.max_num_batched_tokens);
+  }
+  RETURN_IF_ERROR(plan.processes ? assembly->LoadFleet(flags, wishes) : assembly->LoadAlone(flags));
   RETURN_IF_ERROR(assembly->WarmUp());
-  const EngineOptions options{.num_blocks = assembly->cache.num_blocks,
+  const EngineOptions options{.num_groups = plan.degrees.dp,
+                              .num_blocks = assembly->cache.num_blocks,
                               .block_size = static_cast<int>(flags.block_size),
                               .max_num_seqs = static_cast<int>(flags.max_num_seqs),
                               .max_num_batched_tokens = static_cast<int>(flags.max_num_batched_tokens),
                               .max_model_len = assembly->max_model_len,
-                              .max_queued_requests = static_cast<int>(max_queued_requests),
+                              .max_queued_requests = static_cast<int>(wishes.max_queued_requests),
                               .enable_chunked_prefill = flags.enable_chunked_prefill,
                               .enable_prefix_caching = flags.enable_prefix_caching,
                               .vocab_size = assembly->tokenizer->vocab_size()};
-  assembly->engine = std::make_unique<Engine>(options, *assembly->executor, assembly->clock);
+  assembly->engine = std::make_unique<Engine>(options, *assembly->executor_, assembly->clock);
+  const std::lock_guard lock(assembly->listener_->mutex);
+  assembly->listener_->engine = assembly->engine.get();
+  if (assembly->listener_->news) assembly->engine->Break(*assembly->listener_->news);
   return assembly;
 }
 

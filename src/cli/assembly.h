@@ -1,17 +1,23 @@
-// From a folder to a running engine: config, checkpoint, weights, cache, rank, executor, engine, in that
-// order. Shared by serve and the benchmarks that run in this process. No HTTP.
+// From a folder to a running engine: config, then one rank in this process (uni) or a fleet of rank processes
+// (mp), the size of the cache, executor, engine, in that order. Shared by serve and the benchmarks. No HTTP.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "base/threads.h"
 #include "cli/options.h"
+#include "cli/parallel.h"
+#include "cluster/fleet.h"
 #include "cluster/local_executor.h"
 #include "cluster/rank.h"
 #include "engine/engine.h"
@@ -41,32 +47,62 @@ struct CacheDemand {
 // such sequence fits.
 Result<CacheSize> SizeCache(const EngineFlags& flags, const CacheDemand& demand);
 
-// Upper bound for the work buffers of one step, plus the logits of every running sequence.
-uint64_t WorkspaceBytes(const ModelConfig& config, const EngineFlags& flags, int64_t max_model_len);
+// Upper bound for a rank's work buffers of one step, plus the logits of every running sequence.
+uint64_t WorkspaceBytes(const ModelConfig& config, const EngineFlags& flags, const Degrees& degrees,
+                        int64_t max_model_len);
+
+// What the hosts of one cluster must have in common.
+Result<Agreement> MakeAgreement(const EngineFlags& flags, const ParallelPlan& plan, int max_model_len);
+Result<int> MaxModelLen(const EngineFlags& flags, const ModelConfig& config);
 
 // Everything between the flags and the engine, in order of construction; the engine goes first at the end.
-struct Assembly {
-  ModelConfig config;
+class Assembly {
+ public:
+  struct Wishes {
+    int64_t max_queued_requests = 10000;
+    std::chrono::milliseconds exchange_limit{std::chrono::minutes(5)};  // of every wait between ranks
+    LogLevel log_level = LogLevel::kInfo;
+    std::function<bool()> cancelled = [] { return false; };  // asked while nodes join and weights load
+  };
+  // Loads `flags.model`, runs one step and starts the engine. TESSERA_ISA chooses the instruction set.
+  static Result<std::unique_ptr<Assembly>> Build(const EngineFlags& flags, const ModelConfig& config,
+                                                 const ParallelPlan& plan, const Wishes& wishes);
+  ~Assembly();
+
+  const ModelConfig config;
+  const ParallelPlan plan;
   std::unique_ptr<Tokenizer> tokenizer;
-  const kernels::Kernels* kernels = nullptr;
-  std::unique_ptr<ThreadPool> threads;
-  std::string checkpoint_form;  // "W8A8 (ModelSlim)"
-  Weights weights;
   int max_model_len = 0;
-  CacheSize cache;
-  std::unique_ptr<Communicator> alone = Communicator::Alone();
-  std::unique_ptr<Rank> rank;
-  std::unique_ptr<LocalExecutor> executor;
+  CacheSize cache;                 // of each group
+  std::vector<std::string> lines;  // what was built, for the log
   SteadyClock clock;
   std::unique_ptr<Engine> engine;
 
-  // Loads `flags.model`, runs one step and starts the engine. TESSERA_ISA chooses the instruction set.
-  static Result<std::unique_ptr<Assembly>> Build(const EngineFlags& flags, int64_t max_queued_requests);
-
  private:
-  Status Load(const EngineFlags& flags);
-  Status Fit(const EngineFlags& flags);
+  // Whom a fleet tells that it has broken. The fleet's threads may be a moment later than the engine's end.
+  struct Listener {
+    std::mutex mutex;
+    Engine* engine = nullptr;
+    std::optional<Error> news;  // of a time before the engine
+  };
+  // One rank, in this process.
+  struct Alone {
+    std::unique_ptr<ThreadPool> threads;
+    Weights weights;
+    std::unique_ptr<Communicator> communicator = Communicator::Alone();
+    std::unique_ptr<Rank> rank;
+  };
+
+  Assembly(const ModelConfig& model, const ParallelPlan& ranks) : config(model), plan(ranks) {}
+  Status LoadAlone(const EngineFlags& flags);
+  Status LoadFleet(const EngineFlags& flags, const Wishes& wishes);
+  Result<CacheSize> Fit(const EngineFlags& flags, uint64_t memory_bytes, uint64_t weight_bytes) const;
+  RankOptions OptionsOfRank(const EngineFlags& flags) const;
   Status WarmUp();
+
+  const std::shared_ptr<Listener> listener_ = std::make_shared<Listener>();
+  Alone alone_;
+  std::unique_ptr<Executor> executor_;
 };
 
 // "1.5 GiB"

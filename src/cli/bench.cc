@@ -184,6 +184,14 @@ Status Throughput(const EngineBenchFlags& o, Assembly& assembly) {
              total / round.seconds, round.generated_tokens / round.seconds));
 }
 
+Status MeasureEngine(const EngineBenchFlags& o, int64_t num_requests, bool latency) {
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(o.engine.model));
+  const ParallelPlan plan{.quantization = o.engine.quantization};
+  ASSIGN_OR_RETURN(const std::unique_ptr<Assembly> assembly,
+                   Assembly::Build(o.engine, config, plan, {.max_queued_requests = num_requests}));
+  return latency ? Latency(o, *assembly) : Throughput(o, *assembly);
+}
+
 int RunEngineBench(std::span<const std::string> arguments, bool latency) {
   EngineBenchFlags options;
   options.engine.enable_prefix_caching = false;
@@ -205,10 +213,7 @@ int RunEngineBench(std::span<const std::string> arguments, bool latency) {
   // The cache need only hold what is measured.
   if (!parsed->Has("max-model-len")) options.engine.max_model_len = options.input_len + options.output_len;
   const int64_t num_requests = latency ? options.batch_size : options.num_prompts;
-  const auto assembly = Assembly::Build(options.engine, num_requests);
-  status = !assembly ? Status(std::unexpected(assembly.error()))
-           : latency ? Latency(options, **assembly)
-                     : Throughput(options, **assembly);
+  status = MeasureEngine(options, num_requests, latency);
   if (status) return 0;
   fmt::print(stderr, "{}: {}\n", table.command, status.error().message);
   return 1;

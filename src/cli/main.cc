@@ -9,6 +9,7 @@
 #include "cli/collect_env.h"
 #include "cli/make_random.h"
 #include "cli/serve.h"
+#include "cluster/rank_process.h"
 
 namespace {
 
@@ -49,6 +50,8 @@ int main(int argc, char** argv) {
     fmt::print("tessera {}\n", TESSERA_VERSION);
     return 0;
   }
+  // What a node agent starts; people have no use for it.
+  if (arguments[0] == "rank") return tessera::RunRankProcess();
   for (const Command& command : kCommands) {
     if (arguments[0] == command.name) return command.run(std::span(arguments).subspan(1));
   }

@@ -20,7 +20,9 @@
 #include "cli/assembly.h"
 #include "cli/json.h"
 #include "cli/options.h"
+#include "cli/parallel.h"
 #include "cli/signals.h"
+#include "cluster/node.h"
 #include "http/api.h"
 
 namespace tessera::cli {
@@ -144,12 +146,11 @@ Result<ApiOptions> MakeApiOptions(const ServeOptions& o, const Assembly& assembl
 }
 
 void LogStart(const ServeOptions& o, const ApiOptions& api, const Assembly& a, int port) {
-  LogInfo("model {} ({}, {} layers, {} of weights), served as {}", o.engine.model, a.checkpoint_form,
-          a.config.num_layers, BytesText(a.weights.arena.size_bytes()), fmt::join(api.model_names, ", "));
-  LogInfo("numerics {}, instruction set {}, {} threads", api.numerics, kernels::IsaName(a.kernels->isa),
-          a.threads->num_threads());
-  LogInfo("cache of {} blocks of {} tokens ({}, touched as needed); {} tokens per request",
-          a.cache.num_blocks, o.engine.block_size, BytesText(a.cache.total_bytes()), a.max_model_len);
+  for (const std::string& line : a.lines) LogInfo("{}", line);
+  LogInfo("served as {}", fmt::join(api.model_names, ", "));
+  LogInfo("cache of {} blocks of {} tokens ({}, touched as needed){}; {} tokens per request",
+          a.cache.num_blocks, o.engine.block_size, BytesText(a.cache.total_bytes()),
+          a.plan.degrees.dp > 1 ? " in each data-parallel group" : "", a.max_model_len);
   const bool everywhere = o.host == "0.0.0.0" || o.host == "::";
   const std::string host = everywhere                              ? "127.0.0.1"
                            : o.host.find(':') != std::string::npos ? "[" + o.host + "]"
@@ -192,10 +193,48 @@ class StatsLog {
   EngineStats last_;
 };
 
+LogLevel LevelOf(const std::string& name) {
+  if (name == "debug") return LogLevel::kDebug;
+  if (name == "warning") return LogLevel::kWarning;
+  return name == "error" ? LogLevel::kError : LogLevel::kInfo;
+}
+
+// A host that only lends its hands.
+Status ServeHeadless(const ServeOptions& options, const ModelConfig& config, const ParallelPlan& plan,
+                     SignalWatch& signals) {
+  ASSIGN_OR_RETURN(const int max_model_len, MaxModelLen(options.engine, config));
+  ASSIGN_OR_RETURN(const Agreement agreement, MakeAgreement(options.engine, plan, max_model_len));
+  const char* forced = std::getenv("TESSERA_ISA");
+  const NodeOptions node{.head = plan.control,
+                         .source = plan.source_address,
+                         .secret = plan.secret,
+                         .degrees = plan.degrees,
+                         .ranks = plan.local,
+                         .agreement = agreement,
+                         .model = options.engine.model,
+                         .data_address = plan.data_address,
+                         .isa = forced == nullptr ? "" : forced,
+                         .threads = static_cast<int>(options.engine.threads)};
+  signals.Arm();
+  return RunNode(node, [&] { return signals.Wait(milliseconds(0)); });
+}
+
 Status Serve(const ServeOptions& options, SignalWatch& signals) {
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.engine.model));
+  ASSIGN_OR_RETURN(const ParallelPlan plan, PlanParallel(options, config, std::getenv));
+  for (const std::string& note : plan.notes) LogInfo("{}", note);
+  for (const std::string& warning : plan.warnings) LogWarning("{}", warning);
+  if (plan.headless) return ServeHeadless(options, config, plan, signals);
   RETURN_IF_ERROR(ProbePort(options.host, options.port));
+  // Ranks are processes: a signal while they start must end them in order.
+  if (plan.processes) signals.Arm();
+  const Assembly::Wishes wishes{
+      .max_queued_requests = options.max_num_queued_reqs,
+      .exchange_limit = std::chrono::seconds(options.parallel.distributed_timeout_seconds),
+      .log_level = LevelOf(options.log_level),
+      .cancelled = [&] { return plan.processes && signals.Wait(milliseconds(0)); }};
   ASSIGN_OR_RETURN(const std::unique_ptr<Assembly> assembly,
-                   Assembly::Build(options.engine, options.max_num_queued_reqs));
+                   Assembly::Build(options.engine, config, plan, wishes));
   ASSIGN_OR_RETURN(const std::unique_ptr<ChatTemplate> chat_template,
                    LoadChatTemplate(options, *assembly->tokenizer));
   ASSIGN_OR_RETURN(const ApiOptions api, MakeApiOptions(options, *assembly));
@@ -226,13 +265,6 @@ Status Serve(const ServeOptions& options, SignalWatch& signals) {
   return {};
 }
 
-void ApplyLogLevel(const std::string& name) {
-  SetLogLevel(name == "debug"     ? LogLevel::kDebug
-              : name == "warning" ? LogLevel::kWarning
-              : name == "error"   ? LogLevel::kError
-                                  : LogLevel::kInfo);
-}
-
 }  // namespace
 
 int RunServe(std::span<const std::string> arguments) {
@@ -249,7 +281,7 @@ int RunServe(std::span<const std::string> arguments) {
   SignalWatch signals;
   std::signal(SIGPIPE, SIG_IGN);
   RaiseFileLimit();
-  ApplyLogLevel(parsed->options.log_level);
+  SetLogLevel(LevelOf(parsed->options.log_level));
   for (const std::string& warning : parsed->warnings) LogWarning("{}", warning);
   if (const Status status = Serve(parsed->options, signals); !status) {
     LogError("{}", status.error().message);

@@ -26,9 +26,9 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr seconds kHandshakeLimit{4};    // of one node
-constexpr seconds kSendLimit{30};        // a rank that reads nothing for so long is broken
-constexpr seconds kPatienceLine{10};     // between lines that say who is waited for
+constexpr seconds kHandshakeLimit{4};      // of one node
+constexpr seconds kSendLimit{30};          // a rank that reads nothing for so long is broken
+constexpr seconds kPatienceLine{10};       // between lines that say who is waited for
 constexpr milliseconds kCauseLimit{1000};  // a closed link comes shortly before the news of the rank's end
 constexpr milliseconds kLeaveLimit{3000};
 
@@ -62,7 +62,9 @@ struct Fleet::Content {
   struct Node {
     FrameLink link;
     Hello hello;
-    NodeRanks ranks() const { return {static_cast<int>(hello.first_rank), static_cast<int>(hello.num_ranks)}; }
+    NodeRanks ranks() const {
+      return {static_cast<int>(hello.first_rank), static_cast<int>(hello.num_ranks)};
+    }
   };
   // A connection that frames come from: a rank of this node, or another node.
   struct Source {
@@ -84,9 +86,9 @@ struct Fleet::Content {
   std::mutex talking;  // held while frames are exchanged
   mutable std::mutex mutex;
   std::condition_variable failed;
-  std::optional<Error> failure;       // guarded by mutex; the first cause
-  bool running = false;               // guarded by mutex: failures are told
-  std::vector<RankStatus> statuses;   // guarded by mutex
+  std::optional<Error> failure;      // guarded by mutex; the first cause
+  bool running = false;              // guarded by mutex: failures are told
+  std::vector<RankStatus> statuses;  // guarded by mutex
   std::thread monitor;
   Socket wake;  // an eventfd for the monitor
 
@@ -201,9 +203,8 @@ Status Fleet::Content::Join() {
 // -- Ranks
 
 Status Fleet::Content::Spawn() {
-  const NodeAgentOptions of_agent{.degrees = options.setup.degrees,
-                                  .first_rank = options.local.first,
-                                  .num_ranks = options.local.count};
+  const NodeAgentOptions of_agent{
+      .degrees = options.setup.degrees, .first_rank = options.local.first, .num_ranks = options.local.count};
   ASSIGN_OR_RETURN(agent, NodeAgent::Start(of_agent, [this](int, const std::string& text) {
                      Break({ErrorKind::kUnavailable, text});
                    }));
@@ -216,12 +217,10 @@ Status Fleet::Content::Spawn() {
                       .ep = topology.moe_ep_rank(),
                       .up = true};
   }
-  char host[256] = "";
-  gethostname(host, sizeof host - 1);
   for (int i = 0; i < options.local.count; ++i) {
     const int rank = options.local.first + i;
     statuses[rank].process = agent->process(i);
-    statuses[rank].node = host;
+    statuses[rank].node = HostName();
     sources.push_back({&agent->link(i), rank, Format("rank {}", rank), {rank, 1}});
   }
   for (const auto& node : nodes) {
@@ -347,7 +346,8 @@ Result<std::vector<Frame>> Fleet::Content::Collect(FrameType type, Deadline dead
       if (waits[i].revents == 0) continue;
       for (;;) {
         auto frame = sources[i].link->TryReceive();
-        if (!frame) return std::unexpected(Cause({frame.error().kind, sources[i].name + ": " + frame.error().message}));
+        if (!frame)
+          return std::unexpected(Cause({frame.error().kind, sources[i].name + ": " + frame.error().message}));
         if (!*frame) break;
         if (Status taken = Take(sources[i], **std::move(frame), type, frames); !taken)
           return std::unexpected(Cause(taken.error()));

@@ -8,11 +8,14 @@ namespace tessera {
 
 class LocalExecutor : public Executor {
  public:
-  explicit LocalExecutor(Rank& rank) : rank_(rank) {}  // outlives the executor
+  // `rank` outlives the executor.
+  explicit LocalExecutor(Rank& rank, uint64_t weight_bytes = 0) : rank_(rank), weight_bytes_(weight_bytes) {}
   Result<StepOutput> Run(const Step& step) override;
+  std::vector<RankStatus> Ranks() const override;
 
  private:
   Rank& rank_;
+  const uint64_t weight_bytes_;
 };
 
 }  // namespace tessera

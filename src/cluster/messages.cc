@@ -93,7 +93,7 @@ void Visit(Io& io, RankSetup& setup) {
 template <typename Io>
 void Visit(Io& io, RankLoaded& loaded) {
   io(loaded.weight_bytes);
-  io(loaded.memory_limit_bytes);
+  io(loaded.memory_bytes);
   io(loaded.isa);
 }
 

@@ -59,7 +59,7 @@ struct RankSetup {
 
 struct RankLoaded {
   uint64_t weight_bytes = 0;
-  uint64_t memory_limit_bytes = 0;  // of this process
+  uint64_t memory_bytes = 0;  // what this rank may use: its share of the host's
   std::string isa;
 };
 

@@ -84,12 +84,10 @@ Status Node::Greet(Socket socket) {
     data_address_ = local.address;
   }
   head_ = FrameLink(std::move(socket), 0);
-  char host[256] = "";
-  gethostname(host, sizeof host - 1);
   const Hello hello{.first_rank = static_cast<uint32_t>(options_.ranks.first),
                     .num_ranks = static_cast<uint32_t>(options_.ranks.count),
                     .process = static_cast<uint32_t>(getpid()),
-                    .name = Format("{}:{}", host, getpid()),
+                    .name = Format("{}:{}", HostName(), getpid()),
                     .data_address = data_address_,
                     .agreement = options_.agreement};
   RETURN_IF_ERROR(head_.Send(FrameType::kHello, kAllRanks, Encode(hello), deadline));
@@ -105,9 +103,8 @@ Status Node::Greet(Socket socket) {
 }
 
 Status Node::StartRanks() {
-  const NodeAgentOptions of_agent{.degrees = options_.degrees,
-                                  .first_rank = options_.ranks.first,
-                                  .num_ranks = options_.ranks.count};
+  const NodeAgentOptions of_agent{
+      .degrees = options_.degrees, .first_rank = options_.ranks.first, .num_ranks = options_.ranks.count};
   ASSIGN_OR_RETURN(agent_, NodeAgent::Start(of_agent, [this](int, const std::string& text) {
                      const std::lock_guard lock(mutex_);
                      if (!ended_) ended_ = text;
@@ -137,8 +134,8 @@ Status Node::FromHead(Frame frame) {
     const int rank = options_.ranks.first + i;
     if (frame.rank != kAllRanks && frame.rank != rank) continue;
     if (frame.type == FrameType::kSetup) RETURN_IF_ERROR(Setup(frame));
-    RETURN_IF_ERROR(agent_->link(i).Send(frame.type, static_cast<uint16_t>(rank), frame.bytes,
-                                         After(kSendLimit)));
+    RETURN_IF_ERROR(
+        agent_->link(i).Send(frame.type, static_cast<uint16_t>(rank), frame.bytes, After(kSendLimit)));
   }
   return {};
 }

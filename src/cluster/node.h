@@ -15,15 +15,15 @@ namespace tessera {
 
 struct NodeOptions {
   Endpoint head;
-  std::string source;        // address to come from; empty: any
-  std::string secret;        // of the cluster
+  std::string source;  // address to come from; empty: any
+  std::string secret;  // of the cluster
   Degrees degrees;
   NodeRanks ranks;
   Agreement agreement;
   std::string model;         // as this host names the folder
   std::string data_address;  // where its ranks listen; empty: where the head sees this host
   std::string isa;
-  int threads = 0;           // of each rank; 0: its share of the cores
+  int threads = 0;  // of each rank; 0: its share of the cores
   std::chrono::milliseconds join_limit{std::chrono::minutes(5)};
 };
 

@@ -154,8 +154,7 @@ Status RankProcess::Meet() {
 
 Status RankProcess::Load() {
   ASSIGN_OR_RETURN(config_, LoadModelConfig(setup_.model));
-  ASSIGN_OR_RETURN(const Checkpoint checkpoint,
-                   Checkpoint::Open(setup_.model, config_, setup_.quantization));
+  ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(setup_.model, config_, setup_.quantization));
   const RankShare share = ShareOfRank(config_, topology_, setup_.split_embedding);
   int tenth = 0;
   const auto progress = [&](uint64_t done, uint64_t total) {
@@ -165,7 +164,7 @@ Status RankProcess::Load() {
   };
   ASSIGN_OR_RETURN(weights_, Weights::Load(checkpoint, config_, share, *threads_, progress));
   const RankLoaded loaded{.weight_bytes = weights_.size_bytes,
-                          .memory_limit_bytes = MemoryLimitBytes(),
+                          .memory_bytes = MemoryLimitBytes() / static_cast<uint64_t>(setup_.num_local),
                           .isa = std::string(kernels::IsaName(kernels_->isa))};
   return Send(FrameType::kLoaded, Encode(loaded));
 }
@@ -178,8 +177,8 @@ Status RankProcess::MakeRank() {
                             .max_model_len = setup_.max_model_len,
                             .num_tokens = setup_.num_tokens};
   RETURN_IF_ERROR(reader.Finish("the order to start"));
-  ASSIGN_OR_RETURN(hands_, Rank::Create(config_, weights_, {topology_, *world_, *group_}, options, *kernels_,
-                                        *threads_));
+  ASSIGN_OR_RETURN(
+      hands_, Rank::Create(config_, weights_, {topology_, *world_, *group_}, options, *kernels_, *threads_));
   return Send(FrameType::kReady, {});
 }
 

@@ -1,5 +1,5 @@
-// A rank as a process of its own, child of a node agent: `tessera rank R dp D tp T`. What it is told comes over
-// the link that it inherits.
+// A rank as a process of its own, child of a node agent: `tessera rank R dp D tp T`. What it is told comes
+// over the link that it inherits.
 #pragma once
 
 namespace tessera {
