@@ -306,9 +306,10 @@ Status Fleet::Content::Take(const Source& source, Frame frame, FrameType type,
   }
   if (frame.type == FrameType::kFailed || frame.type == FrameType::kGone) {
     ASSIGN_OR_RETURN(const std::string text, DecodeText(frame.bytes));
-    if (frame.type == FrameType::kGone)
-      return Fail(ErrorKind::kUnavailable, "node {}: {}", statuses[rank].node, text);
-    return Fail(ErrorKind::kUnavailable, "rank {}: {}", rank, text);
+    if (frame.type == FrameType::kFailed) return Fail(ErrorKind::kUnavailable, "rank {}: {}", rank, text);
+    const Error gone{ErrorKind::kUnavailable, Format("{}, on node {}", text, statuses[rank].node)};
+    Break(gone);  // the cause, whatever else is heard
+    return std::unexpected(gone);
   }
   if (frame.type == FrameType::kStarted) {
     ByteReader reader(frame.bytes);
@@ -401,7 +402,7 @@ void Fleet::Content::Monitor() {
         if (!frame || !*frame) break;
         if ((*frame)->type != FrameType::kGone) continue;
         if (const auto text = DecodeText((*frame)->bytes))
-          why.message = Format("node {}: {}", node.hello.name, *text);
+          why.message = Format("{}, on node {}", *text, node.hello.name);
         break;
       }
       Break(why);

@@ -2,6 +2,7 @@
 #include "cluster/node.h"
 
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <mutex>
@@ -52,6 +53,7 @@ class Node {
   bool leaving_ = false;
   std::mutex mutex_;
   std::optional<std::string> ended_;  // how the first rank to end did
+  const Socket wake_{eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};  // readable when one has
 };
 
 // The head may start later than its nodes.
@@ -108,6 +110,7 @@ Status Node::StartRanks() {
   ASSIGN_OR_RETURN(agent_, NodeAgent::Start(of_agent, [this](int, const std::string& text) {
                      const std::lock_guard lock(mutex_);
                      if (!ended_) ended_ = text;
+                     eventfd_write(wake_.descriptor(), 1);
                    }));
   for (int i = 0; i < agent_->num_ranks(); ++i) {
     ByteWriter process;
@@ -144,6 +147,7 @@ Status Node::Relay() {
   std::vector<pollfd> waits = {{.fd = head_.socket().descriptor(), .events = POLLIN, .revents = 0}};
   for (int i = 0; i < agent_->num_ranks(); ++i)
     waits.push_back({.fd = agent_->link(i).socket().descriptor(), .events = POLLIN, .revents = 0});
+  waits.push_back({.fd = wake_.descriptor(), .events = POLLIN, .revents = 0});
   while (!leaving_ && !stopped_()) {
     if (const auto text = Ended()) {
       (void)head_.Send(FrameType::kGone, static_cast<uint16_t>(options_.ranks.first), EncodeText(*text),

@@ -28,6 +28,7 @@ namespace {
 using std::chrono::minutes;
 
 constexpr minutes kSetupLimit{1};
+constexpr std::chrono::milliseconds kModesty{700};
 
 void RunOnCores(const std::vector<int32_t>& cores) {
   if (cores.empty()) return;
@@ -56,6 +57,8 @@ class RankProcess {
   int Run() {
     if (const Status status = Serve(); !status) {
       const std::string& message = status.error().message;
+      // A rank that died breaks the exchanges of all others: its own agent should be the first to tell.
+      if (hands_ != nullptr) std::this_thread::sleep_for(kModesty);
       LogError("{}", message);
       (void)link_.Send(FrameType::kFailed, rank_, EncodeText(message), After(std::chrono::seconds(1)));
       return 1;

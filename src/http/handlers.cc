@@ -59,6 +59,7 @@ void Load(Service& service, HttpRequest request, ExchangePtr exchange) {
 
 void MetricsText(Service& service, HttpRequest request, ExchangePtr exchange) {
   const Metrics::Live live{.engine = service.model.engine.Stats(),
+                           .ranks = service.model.engine.Ranks(),
                            .now = service.model.clock.Now(),
                            .draining = service.draining,
                            .healthy = service.model.engine.healthy()};

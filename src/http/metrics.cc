@@ -352,20 +352,34 @@ void Metrics::OnHttp(const ExchangeRecord& record, const std::string& handler) {
 void Metrics::Content::AddEngine(Snapshot& snapshot, const Live& live) const {
   const EngineStats& engine = live.engine;
   const auto count = [](auto value) { return static_cast<double>(value); };
-  snapshot.Gauge("vllm:num_requests_running", "Sequences in the running batch.", labels,
-                 count(engine.num_running));
-  snapshot.Gauge("vllm:num_requests_waiting", "Sequences that wait.", labels, count(engine.num_waiting));
-  snapshot.Gauge("vllm:kv_cache_usage_perc", "Used share of the cache, 0 to 1.", labels,
-                 engine.num_blocks > 0 ? count(engine.num_blocks_used) / count(engine.num_blocks) : 0.0);
-  snapshot.Counter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", labels,
-                   count(engine.prefix_queries));
-  snapshot.Counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", labels,
-                   count(engine.prefix_hits));
-  snapshot.Counter("vllm:num_preemptions_total", "Preemptions.", labels, count(engine.num_preemptions));
-  snapshot.Counter("vllm:prompt_tokens_total", "Prompt tokens processed.", labels,
-                   count(engine.prompt_tokens));
-  snapshot.Counter("vllm:generation_tokens_total", "Tokens generated.", labels,
-                   count(engine.generation_tokens));
+  // One sample per data-parallel group, all samples of a name together.
+  const auto each_group = [&](MetricType type, const char* name, const char* help, const auto& value) {
+    for (size_t group = 0; group < engine.groups.size(); ++group) {
+      Labels of_group = labels;
+      of_group["engine"] = std::to_string(group);
+      snapshot.Add(type, name, help, of_group, value(engine.groups[group]));
+    }
+  };
+  const auto gauge = [&](const char* name, const char* help, const auto& value) {
+    each_group(MetricType::Gauge, name, help, value);
+  };
+  const auto counter = [&](const char* name, const char* help, auto member) {
+    each_group(MetricType::Counter, name, help, [&](const GroupStats& group) { return count(group.*member); });
+  };
+  gauge("vllm:num_requests_running", "Sequences in the running batch.",
+        [&](const GroupStats& group) { return count(group.num_running); });
+  gauge("vllm:num_requests_waiting", "Sequences that wait.",
+        [&](const GroupStats& group) { return count(group.num_waiting); });
+  gauge("vllm:kv_cache_usage_perc", "Used share of the cache, 0 to 1.", [&](const GroupStats& group) {
+    return group.num_blocks > 0 ? count(group.num_blocks_used) / count(group.num_blocks) : 0.0;
+  });
+  counter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.",
+          &GroupStats::prefix_queries);
+  counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.",
+          &GroupStats::prefix_hits);
+  counter("vllm:num_preemptions_total", "Preemptions.", &GroupStats::num_preemptions);
+  counter("vllm:prompt_tokens_total", "Prompt tokens processed.", &GroupStats::prompt_tokens);
+  counter("vllm:generation_tokens_total", "Tokens generated.", &GroupStats::generation_tokens);
   snapshot.Counter("vllm:prompt_tokens_cached_total", "Prompt tokens taken from the cache.", labels,
                    count(cached_tokens));
   const std::pair<const char*, int64_t> sources[] = {
@@ -392,10 +406,46 @@ void Metrics::Content::AddEngine(Snapshot& snapshot, const Live& live) const {
   snapshot.Gauge("tessera:healthy", "1 while steps can run.", labels, live.healthy ? 1 : 0);
 }
 
+namespace {
+
+void AddRanks(Snapshot& snapshot, const std::vector<RankStatus>& ranks) {
+  const auto text = [](int number) { return std::to_string(number); };
+  for (const RankStatus& rank : ranks) {
+    snapshot.Gauge("tessera:rank_up", "1 while the rank lives.",
+                   {{"rank", text(rank.rank)},
+                    {"dp", text(rank.dp)},
+                    {"tp", text(rank.tp)},
+                    {"ep", text(rank.ep)},
+                    {"pid", text(rank.process)},
+                    {"node", rank.node}},
+                   rank.up ? 1 : 0);
+  }
+  for (const RankStatus& rank : ranks) {
+    snapshot.Gauge("tessera:rank_weight_bytes", "Bytes of packed weights.", {{"rank", text(rank.rank)}},
+                   static_cast<double>(rank.weight_bytes));
+  }
+  using Exchange = RankStatus::Exchange;
+  const auto each_exchange = [&](const char* name, const char* help, uint64_t Exchange::* member) {
+    for (const RankStatus& rank : ranks) {
+      for (const Exchange& exchange : rank.exchanges) {
+        snapshot.Counter(name, help, {{"rank", text(rank.rank)}, {"collective", exchange.collective}},
+                         static_cast<double>(exchange.*member));
+      }
+    }
+  };
+  each_exchange("tessera:collective_calls_total", "Exchanges between ranks.", &Exchange::calls);
+  each_exchange("tessera:collective_bytes_total", "Bytes handed to other ranks.", &Exchange::bytes);
+  each_exchange("tessera:collective_wire_bytes_total", "Of them, bytes sent to other hosts, packed.",
+                &Exchange::wire_bytes);
+}
+
+}  // namespace
+
 std::string Metrics::Text(const Live& live) {
   OnStepTokens(0, 0);  // the last step is complete, or its other events count as another one
   Snapshot snapshot;
   content_->AddEngine(snapshot, live);
+  AddRanks(snapshot, live.ranks);
   AddProcess(snapshot);
   std::vector<MetricFamily> families = content_->registry.Collect();
   for (MetricFamily& family : snapshot.families()) families.push_back(std::move(family));

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/clock.h"
 #include "engine/engine.h"
@@ -45,6 +46,7 @@ class Metrics {
 
   struct Live {
     EngineStats engine;
+    std::vector<RankStatus> ranks;
     TimeNs now = 0;
     bool draining = false;
     bool healthy = true;
