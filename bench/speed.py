@@ -91,7 +91,7 @@ class Server:
 
 
 def over_http(port, output_len):
-    """One stream of a server: its rate, and the tokens of a chunk (text that ends inside a character waits)."""
+    """One stream of a server: its rate, and tokens per chunk (text that ends inside a character waits)."""
     with tempfile.TemporaryDirectory() as folder:
         # The requests of `bench latency`: the model's own defaults would sample with top-p.
         subprocess.run(
