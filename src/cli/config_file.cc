@@ -45,7 +45,11 @@ Result<std::string> ToJson(const std::string& path, const YAML::Node& node, int 
   if (depth == kMaxDepth)
     return Invalid("{}: line {}: more than {} levels", path, node.Mark().line + 1, kMaxDepth);
   std::string json = node.IsSequence() ? "[" : "{";
+  std::set<std::string> seen;
   for (const auto& item : node) {
+    if (node.IsMap() && item.first.IsScalar() && !seen.insert(item.first.Scalar()).second) {
+      return Invalid("{}: line {}: '{}' stands twice", path, item.first.Mark().line + 1, item.first.Scalar());
+    }
     if (json.size() > 1) json += ",";
     ASSIGN_OR_RETURN(const std::string part,
                      node.IsSequence() ? ToJson(path, item, depth + 1) : MemberToJson(path, item, depth + 1));

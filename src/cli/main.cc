@@ -7,6 +7,7 @@
 #include "cli/bench.h"
 #include "cli/chat.h"
 #include "cli/collect_env.h"
+#include "cli/inspect.h"
 #include "cli/make_random.h"
 #include "cli/serve.h"
 #include "cluster/rank_process.h"
@@ -24,6 +25,7 @@ constexpr Command kCommands[] = {
     {"chat", "talk with a running server", tessera::cli::RunChat},
     {"complete", "complete texts on a running server", tessera::cli::RunComplete},
     {"bench", "measure kernels, the engine or a server", tessera::cli::RunBench},
+    {"inspect", "show a checkpoint, or what each rank of a layout holds of it", tessera::cli::RunInspect},
     {"make-random", "write a random checkpoint of any dimensions", tessera::cli::RunMakeRandom},
     {"collect-env", "print what a bug report needs", tessera::cli::RunCollectEnv},
 };
