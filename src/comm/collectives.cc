@@ -15,9 +15,15 @@ namespace {
 
 constexpr size_t kBufferBytes = MemoryLayout::kBufferBytes;
 constexpr size_t kBufferValues = kBufferBytes / sizeof(int64_t);
-// Up to this size, all members of a node add everything themselves: one barrier instead of two. Measured with
-// `tessera bench comm`.
-constexpr size_t kAtOnceBytes = 16 << 10;
+// Small arrays are added at once: all members of a node add everything, which takes one barrier instead of
+// two but reads more. Measured (`tessera bench comm`, 2 to 16 ranks): a barrier is worth reading this much
+// more.
+constexpr size_t kBytesPerBarrier = 128 << 10;
+
+bool IsBetterAtOnce(size_t bytes, size_t num_ranks) {
+  // Each reads (n - 1) arrays; by scatter and gather twice (n - 1) / n of one.
+  return bytes <= kBufferBytes && bytes * (num_ranks - 1) * (num_ranks - 2) <= kBytesPerBarrier * num_ranks;
+}
 
 struct Slice64 {
   int64_t begin = 0, end = 0;
@@ -95,7 +101,8 @@ void Collectives::Publish(std::span<const std::byte> bytes, size_t offset) {
 
 Status Collectives::AllReduce(const Operation& operation, std::span<int64_t> values, Deadline deadline) {
   if (places_.size() == 1) return {};
-  if (!remote_ && values.size_bytes() <= kAtOnceBytes) return AllReduceAtOnce(operation, values, deadline);
+  if (!remote_ && IsBetterAtOnce(values.size_bytes(), places_.size()))
+    return AllReduceAtOnce(operation, values, deadline);
   const int64_t pieces = places_.size();
   const auto total = static_cast<int64_t>(values.size());
   std::vector<int64_t> counts(places_.size()), sizes(places_.size());
@@ -112,11 +119,11 @@ Status Collectives::AllReduceAtOnce(const Operation& operation, std::span<int64_
                                     Deadline deadline) {
   Publish(std::as_bytes(values), 0);
   RETURN_IF_ERROR(local_->Meet(operation, deadline));
-  std::vector<const int64_t*> rows;
+  std::vector<const int64_t*> rows = {values.data()};
   for (int member = 0; member < local_->size(); ++member)
     if (member != local_->index())
       rows.push_back(reinterpret_cast<const int64_t*>(local_->Data(member).data()));
-  AddRows(values, rows);
+  SumRows(values, rows);
   return {};
 }
 
@@ -170,12 +177,11 @@ Status Collectives::AddLocally(const Operation& operation, std::span<const int64
       if (places_.Carrier(member) == places_.rank()) {
         int64_t* to = member == places_.rank() ? own.data() : carried;
         if (member != places_.rank()) carried += counts[member];
-        Move(values.subspan(offsets[member] + slice.begin, slice.size()), to + slice.begin);
-        rows.clear();
+        rows.assign(1, values.data() + offsets[member] + slice.begin);
         for (int other = 0; other < local_->size(); ++other)
           if (other != local_->index())
             rows.push_back(reinterpret_cast<const int64_t*>(local_->Data(other).data()) + place);
-        AddRows({to + slice.begin, slice.size()}, rows);
+        SumRows({to + slice.begin, slice.size()}, rows);
       }
       place += slice.size();
     }

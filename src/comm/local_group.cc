@@ -10,9 +10,12 @@
 namespace tessera {
 namespace {
 
-// How long a waiter spins before it sleeps, where cores are free. A futex wake costs 5 to 50 us on the
-// machines we know, so less spinning would lose more than it saves.
-constexpr auto kSpinTime = std::chrono::microseconds(50);
+// How long a waiter spins before it sleeps, where cores are free: at most this. The limit halves when
+// spinning was in vain and doubles when it was not, so that ranks which do share a core after all soon sleep
+// at once; now and then the full time is tried again.
+constexpr auto kLongestSpin = std::chrono::microseconds(50);
+constexpr auto kShortestSpin = std::chrono::microseconds(1);
+constexpr uint64_t kRoundsPerTrial = 32;
 constexpr int kPausesPerLook = 16;
 
 inline void Pause() {
@@ -34,7 +37,8 @@ LocalGroup::LocalGroup(const SharedMemory& memory, int channel, std::vector<Memb
       channel_(channel),
       members_(std::move(members)),
       index_(index),
-      words_(memory_.mapping->group(channel, LowestRank(members_))) {}
+      words_(memory_.mapping->group(channel, LowestRank(members_))),
+      spin_limit_(kLongestSpin) {}
 
 std::span<std::byte> LocalGroup::own_data() const {
   return memory_.mapping->data(channel_, members_[index_].local_rank, parity(round_));
@@ -61,26 +65,36 @@ bool LocalGroup::Passed(uint32_t generation) const {
   return (generation & ~GroupWords::kBroken) != before;
 }
 
-// Returns when the round is complete, the group broken, or the time over; the caller looks which.
-void LocalGroup::Wait(Deadline deadline) const {
-  const auto done = [this](uint32_t generation) {
-    return Passed(generation) || (generation & GroupWords::kBroken) != 0;
-  };
-  if (memory_.spin) {
-    const Deadline spin_end = std::min(deadline, Deadline::clock::now() + kSpinTime);
-    do {
-      for (int i = 0; i < kPausesPerLook; ++i) {
-        if (done(words_.generation.load(std::memory_order_acquire))) return;
-        Pause();
+bool LocalGroup::Done(uint32_t generation) const {
+  return Passed(generation) || (generation & GroupWords::kBroken) != 0;
+}
+
+// True when the round is complete or the group broken.
+bool LocalGroup::Spin() {
+  const auto limit = round_ % kRoundsPerTrial == 0 ? kLongestSpin : spin_limit_;
+  const Deadline end = Deadline::clock::now() + limit;
+  do {
+    for (int i = 0; i < kPausesPerLook; ++i) {
+      if (Done(words_.generation.load(std::memory_order_acquire))) {
+        spin_limit_ = std::min<std::chrono::nanoseconds>(2 * limit, kLongestSpin);
+        return true;
       }
-    } while (Deadline::clock::now() < spin_end);
-  }
+      Pause();
+    }
+  } while (Deadline::clock::now() < end);
+  spin_limit_ = std::max<std::chrono::nanoseconds>(spin_limit_ / 2, kShortestSpin);
+  return false;
+}
+
+// Returns when the round is complete, the group broken, or the time over; the caller looks which.
+void LocalGroup::Wait(Deadline deadline) {
+  if (memory_.spin && Spin()) return;
   // The last to arrive moves the generation before it looks for sleepers, and a sleeper counts itself before
   // it looks at the generation: one of the two sees the other.
   words_.sleepers.fetch_add(1);
   while (true) {
     const uint32_t generation = words_.generation.load();
-    if (done(generation) || Deadline::clock::now() >= deadline) break;
+    if (Done(generation) || Deadline::clock::now() >= deadline) break;
     FutexWait(words_.generation, generation, deadline);
   }
   words_.sleepers.fetch_sub(1);

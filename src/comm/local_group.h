@@ -48,7 +48,9 @@ class LocalGroup {
  private:
   size_t parity(uint64_t round) const { return round % 2; }
   bool Passed(uint32_t generation) const;
-  void Wait(Deadline deadline) const;
+  bool Done(uint32_t generation) const;
+  bool Spin();
+  void Wait(Deadline deadline);
   Status Missing(const Operation& operation) const;
   Status Compare() const;
 
@@ -57,6 +59,7 @@ class LocalGroup {
   const std::vector<Member> members_;
   const int index_;
   struct GroupWords& words_;
+  std::chrono::nanoseconds spin_limit_;
   uint64_t round_ = 0;  // rounds met; the next one writes buffers[round_ % 2]
 };
 

@@ -58,15 +58,24 @@ constexpr UnpackFunction kUnpackAdd[] = {UnpackAddBlock<1>, UnpackAddBlock<2>, U
 
 }  // namespace
 
-void AddRows(std::span<int64_t> out, std::span<const int64_t* const> rows) {
+void SumRows(std::span<int64_t> out, std::span<const int64_t* const> rows) {
+  // Unsigned: rows may come from foreign memory, where a sum could overflow.
+  using Word = uint64_t;
   for (size_t begin = 0; begin < out.size(); begin += kAddBlock) {
     const size_t size = std::min(kAddBlock, out.size() - begin);
-    int64_t* __restrict to = out.data() + begin;
-    for (const int64_t* row : rows) {
-      const int64_t* __restrict from = row + begin;
-      // Unsigned: rows may come from foreign memory, where a sum could overflow.
-      for (size_t i = 0; i < size; ++i)
-        to[i] = static_cast<int64_t>(static_cast<uint64_t>(to[i]) + static_cast<uint64_t>(from[i]));
+    auto* __restrict to = reinterpret_cast<Word*>(out.data() + begin);
+    const auto* first = reinterpret_cast<const Word*>(rows[0] + begin);
+    size_t next = 1;
+    if (first != to && rows.size() > 1) {
+      const auto* __restrict a = first;
+      const auto* __restrict b = reinterpret_cast<const Word*>(rows[next++] + begin);
+      for (size_t i = 0; i < size; ++i) to[i] = a[i] + b[i];
+    } else if (first != to) {
+      std::memcpy(to, first, size * sizeof(Word));
+    }
+    for (; next < rows.size(); ++next) {
+      const auto* __restrict from = reinterpret_cast<const Word*>(rows[next] + begin);
+      for (size_t i = 0; i < size; ++i) to[i] += from[i];
     }
   }
 }

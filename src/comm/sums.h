@@ -14,8 +14,9 @@
 
 namespace tessera {
 
-// out[i] += row[i] for every row; rows have at least out.size() values and may be anywhere but in `out`.
-void AddRows(std::span<int64_t> out, std::span<const int64_t* const> rows);
+// out[i] := the sum of row[i] over all rows, at least one. rows[0] may be `out` itself; apart from that, rows
+// do not overlap `out`.
+void SumRows(std::span<int64_t> out, std::span<const int64_t* const> rows);
 
 inline constexpr size_t kPackedBlock = 64;
 // The most bytes that `count` values take packed.

@@ -19,15 +19,20 @@ std::vector<std::byte> Packed(const std::vector<int64_t>& values) {
 TEST(Sums, RowsAreAdded) {
   for (const size_t size : {0, 1, 7, 1024, 1025, 5000}) {
     std::vector<std::vector<int64_t>> rows(3, std::vector<int64_t>(size));
-    std::vector<int64_t> sum(size, 5), expected(size, 5);
+    std::vector<int64_t> expected(size);
     std::vector<const int64_t*> pointers;
     RandomStream random(size);
     for (auto& row : rows) {
       for (size_t i = 0; i < size; ++i) expected[i] += row[i] = static_cast<int64_t>(random.Next64()) >> 2;
       pointers.push_back(row.data());
     }
-    AddRows(sum, pointers);
+    std::vector<int64_t> sum(size, 5);
+    SumRows(sum, pointers);
     EXPECT_EQ(sum, expected);
+    SumRows(sum, std::span(pointers).first(1));
+    EXPECT_EQ(sum, rows[0]);
+    SumRows(rows[0], pointers);
+    EXPECT_EQ(rows[0], expected);
   }
 }
 
