@@ -264,6 +264,13 @@ Result<std::string> ChosenAddress(const Variable& variable, const char* name) {
   return address;
 }
 
+// Whether `written`, as it stands on a command line, may be the IPv4 address `own`. A host name may be any.
+bool IsSame(const std::string& own, const std::string& written) {
+  if (own == written || (IsLoopback(own) && IsLoopback(written))) return true;
+  return written.find(':') == std::string::npos &&
+         written.find_first_not_of("0123456789.") != std::string::npos && !IsLoopback(written);
+}
+
 // Where the head listens, and from where this host speaks to it.
 Status ChooseControl(const ParallelFlags& p, const Variable& variable, ParallelPlan& plan) {
   const bool by_nodes = p.nnodes > 1;
@@ -282,7 +289,8 @@ Status ChooseControl(const ParallelFlags& p, const Variable& variable, ParallelP
   if (plan.data_address.empty()) {
     ASSIGN_OR_RETURN(plan.data_address, ChosenAddress(variable, "TP_SOCKET_IFNAME"));
   }
-  if (!plan.spread() || plan.source_address.empty() || plan.source_address == plan.control.address) return {};
+  if (!plan.spread() || plan.source_address.empty() || IsSame(plan.source_address, plan.control.address))
+    return {};
   const std::string interface = *Value(variable, "GLOO_SOCKET_IFNAME");
   if (plan.headless && written.empty()) {
     return Invalid(
