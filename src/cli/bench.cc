@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/random.h"
 #include "cli/assembly.h"
+#include "cli/bench_comm.h"
 #include "cli/flags.h"
 #include "cli/options.h"
 #include "cli/statistics.h"
@@ -253,6 +254,7 @@ constexpr Bench kBenches[] = {
     {"latency", "time of one batch in this process", RunLatency},
     {"throughput", "tokens per second of many requests in this process", RunThroughput},
     {"serve", "load on a running server", RunBenchServe},
+    {"comm", "time of each collective between processes", RunBenchComm},
 };
 
 }  // namespace

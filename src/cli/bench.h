@@ -1,4 +1,4 @@
-// `tessera bench kernels|latency|throughput|serve`.
+// `tessera bench kernels|latency|throughput|serve|comm`.
 #pragma once
 
 #include <span>

@@ -15,14 +15,23 @@ namespace {
 
 constexpr size_t kBufferBytes = MemoryLayout::kBufferBytes;
 constexpr size_t kBufferValues = kBufferBytes / sizeof(int64_t);
-// Small arrays are added at once: all members of a node add everything, which takes one barrier instead of
-// two but reads more. Measured (`tessera bench comm`, 2 to 16 ranks): a barrier is worth reading this much
-// more.
+// The next two are estimates that hold on the machines we measured (`tessera bench comm`, 2 to 16 ranks).
+// A barrier is worth reading this much more from the memory of the others.
 constexpr size_t kBytesPerBarrier = 128 << 10;
+// An exchange over TCP is worth sending this much more, unpacked.
+constexpr size_t kBytesPerExchange = 64 << 10;
+// Of a broadcast: the root writes one while the others read the one before.
+constexpr size_t kBroadcastPiece = 128 << 10;
 
+// Whether all ranks of a node shall add everything, in one round. Each then reads n - 1 arrays; by parts,
+// twice (n - 1) / n of one.
 bool IsBetterAtOnce(size_t bytes, size_t num_ranks) {
-  // Each reads (n - 1) arrays; by scatter and gather twice (n - 1) / n of one.
   return bytes <= kBufferBytes && bytes * (num_ranks - 1) * (num_ranks - 2) <= kBytesPerBarrier * num_ranks;
+}
+// Whether each node shall send its sums to each other node, in one exchange: that is (N - 1) / L arrays per
+// rank. By parts, twice (N - 1) / (N * L).
+bool IsBetterByNode(size_t bytes, size_t num_nodes, size_t ranks_per_node) {
+  return bytes * (num_nodes - 1) * (num_nodes - 2) <= kBytesPerExchange * num_nodes * ranks_per_node;
 }
 
 struct Slice64 {
@@ -76,6 +85,12 @@ Places::Places(int rank, const std::vector<int>& node_of) : rank_(rank) {
   for (int member = 0; member < size(); ++member) carried_[local_index_[Carrier(member)]].push_back(member);
 }
 
+int Places::smallest_node() const {
+  size_t smallest = nodes_.front().size();
+  for (const std::vector<int>& members : nodes_) smallest = std::min(smallest, members.size());
+  return static_cast<int>(smallest);
+}
+
 int Places::Carrier(int member, int node) const {
   const std::vector<int>& members = nodes_[node];
   return node_of_[member] == node ? member : members[local_index_[member] % members.size()];
@@ -103,6 +118,55 @@ Status Collectives::AllReduce(const Operation& operation, std::span<int64_t> val
   if (places_.size() == 1) return {};
   if (!remote_ && IsBetterAtOnce(values.size_bytes(), places_.size()))
     return AllReduceAtOnce(operation, values, deadline);
+  // Where nodes differ, large arrays would leave members idle.
+  const bool spread = places_.smallest_node() * places_.num_nodes() == places_.size();
+  if ((spread || values.size_bytes() <= kBytesPerExchange) &&
+      IsBetterByNode(values.size_bytes(), places_.num_nodes(), places_.smallest_node()))
+    return AllReduceByNode(operation, values, deadline);
+  return AllReduceByMember(operation, values, deadline);
+}
+
+// The members of a node add a slice each; equal slices of all nodes are exchanged; then the node shares them.
+Status Collectives::AllReduceByNode(const Operation& operation, std::span<int64_t> values,
+                                    Deadline deadline) {
+  const int num_slices = places_.smallest_node(), index = places_.local_index();
+  Cut cut;
+  cut.parts_of.resize(places_.local().size());
+  for (int i = 0; i < num_slices; ++i) {
+    const Slice64 slice = SliceOfPart(static_cast<int64_t>(values.size()), num_slices, i);
+    cut.sizes.push_back(slice.end - slice.begin);
+    cut.offsets.push_back(slice.begin);
+    cut.parts_of[i].push_back(i);
+  }
+  std::span<int64_t> own;
+  if (index < num_slices) own = values.subspan(cut.offsets[index], cut.sizes[index]);
+  if (local_) {
+    int64_t* const sum = own.data();
+    const std::span<int64_t* const> sums(&sum, index < num_slices ? 1 : 0);
+    RETURN_IF_ERROR(AddLocally(operation, values, cut, sums, deadline));
+  }
+  if (remote_ && index < num_slices) {
+    std::vector<OutgoingSums> outgoing;
+    std::vector<int> from;
+    for (int node = 0; node < places_.num_nodes(); ++node) {
+      if (node == places_.own_node()) continue;
+      from.push_back(places_.members(node)[index]);
+      outgoing.push_back({from.back(), own});
+      payload_bytes_ += own.size_bytes();
+    }
+    RETURN_IF_ERROR(remote_->ExchangeSums(operation, outgoing, from, own, deadline));
+  }
+  if (!local_) return {};
+  for (int i = 0; i < num_slices; ++i) {
+    cut.sizes[i] *= sizeof(int64_t);
+    cut.offsets[i] *= sizeof(int64_t);
+  }
+  return ShareBlocks(operation, cut, std::as_writable_bytes(values), deadline);
+}
+
+// A scatter of sums over all members, then a gather: the fewest bytes.
+Status Collectives::AllReduceByMember(const Operation& operation, std::span<int64_t> values,
+                                      Deadline deadline) {
   const int64_t pieces = places_.size();
   const auto total = static_cast<int64_t>(values.size());
   std::vector<int64_t> counts(places_.size()), sizes(places_.size());
@@ -127,86 +191,95 @@ Status Collectives::AllReduceAtOnce(const Operation& operation, std::span<int64_
   return {};
 }
 
+Collectives::Cut Collectives::CutByCarrier(std::span<const int64_t> sizes) const {
+  Cut cut{.sizes = {sizes.begin(), sizes.end()}, .offsets = Offsets(sizes), .parts_of = {}};
+  for (size_t i = 0; i < places_.local().size(); ++i)
+    cut.parts_of.push_back(places_.carried(static_cast<int>(i)));
+  return cut;
+}
+
+// What a node has for a member of another node is added up by its carrier, which sends it there.
 Status Collectives::ReduceScatter(const Operation& operation, std::span<const int64_t> values,
                                   std::span<const int64_t> counts, std::span<int64_t> own,
                                   Deadline deadline) {
-  const auto own_part = values.subspan(Sum(counts.first(places_.rank())), own.size());
+  const Cut cut = CutByCarrier(counts);
+  const auto own_part = values.subspan(cut.offsets[places_.rank()], own.size());
   const bool inside = own.data() < values.data() + values.size() && values.data() < own.data() + own.size();
   std::vector<int64_t> apart;  // where the caller's `own` lies over parts that are still to be read
-  std::span<int64_t> sum = own;
+  std::span<int64_t> own_sum = own;
   if (inside && own.data() != own_part.data()) {
     apart.resize(own.size());
-    sum = apart;
+    own_sum = apart;
   }
-  if (local_)
-    RETURN_IF_ERROR(AddLocally(operation, values, counts, sum, deadline));
-  else
-    Move(own_part, sum.data());
-  if (remote_) RETURN_IF_ERROR(ExchangeSums(operation, values, counts, sum, deadline));
-  Move<int64_t>(sum, own.data());
-  return {};
-}
-
-// own := the sum of this node's values for this member; sums_ := those for the others that it carries.
-Status Collectives::AddLocally(const Operation& operation, std::span<const int64_t> values,
-                               std::span<const int64_t> counts, std::span<int64_t> own, Deadline deadline) {
-  // A slice may be one value longer than its share.
-  const int64_t capacity = static_cast<int64_t>(kBufferValues) - places_.size();
-  CHECK(capacity > 0);
-  const int64_t num_rounds = RoundsFor(static_cast<int64_t>(values.size()), capacity);
-  const std::vector<int64_t> offsets = Offsets(counts);
-  int64_t num_carried = 0;
-  for (const int member : places_.carried(places_.local_index()))
-    if (member != places_.rank()) num_carried += counts[member];
-  sums_.resize(num_carried);
-  std::vector<const int64_t*> rows;
-  for (int64_t k = 0; k < num_rounds; ++k) {
-    size_t place = 0;
-    for (int member = 0; member < places_.size(); ++member) {
-      const Slice64 slice = SliceOfPart(counts[member], num_rounds, k);
-      if (places_.Carrier(member) != places_.rank())
-        Publish(std::as_bytes(values.subspan(offsets[member] + slice.begin, slice.size())),
-                place * sizeof(int64_t));
-      place += slice.size();
-    }
-    RETURN_IF_ERROR(local_->Meet(operation, deadline));
-    place = 0;
-    int64_t* carried = sums_.data();
-    for (int member = 0; member < places_.size(); ++member) {
-      const Slice64 slice = SliceOfPart(counts[member], num_rounds, k);
-      if (places_.Carrier(member) == places_.rank()) {
-        int64_t* to = member == places_.rank() ? own.data() : carried;
-        if (member != places_.rank()) carried += counts[member];
-        rows.assign(1, values.data() + offsets[member] + slice.begin);
-        for (int other = 0; other < local_->size(); ++other)
-          if (other != local_->index())
-            rows.push_back(reinterpret_cast<const int64_t*>(local_->Data(other).data()) + place);
-        SumRows({to + slice.begin, slice.size()}, rows);
-      }
-      place += slice.size();
-    }
-  }
-  return {};
-}
-
-// Sends this node's sums to the members of other nodes that this one carries, and adds what their nodes have.
-Status Collectives::ExchangeSums(const Operation& operation, std::span<const int64_t> values,
-                                 std::span<const int64_t> counts, std::span<int64_t> own, Deadline deadline) {
-  const std::vector<int64_t> offsets = Offsets(counts);
+  const std::vector<int>& carried = places_.carried(places_.local_index());
+  std::vector<int64_t*> sums;
   std::vector<OutgoingSums> outgoing;
-  size_t place = 0;
-  for (const int member : places_.carried(places_.local_index())) {
+  int64_t num_carried = 0;
+  for (const int member : carried)
+    if (member != places_.rank()) num_carried += counts[member];
+  if (local_) sums_.resize(num_carried);
+  int64_t* next = sums_.data();
+  for (const int member : carried) {
+    sums.push_back(member == places_.rank() ? own_sum.data() : next);
     if (member == places_.rank()) continue;
     const auto count = static_cast<size_t>(counts[member]);
-    outgoing.push_back({member, local_ ? std::span<const int64_t>(sums_).subspan(place, count)
-                                       : values.subspan(offsets[member], count)});
-    place += count;
+    outgoing.push_back({member, local_ ? std::span<const int64_t>(next, count)
+                                       : values.subspan(cut.offsets[member], count)});
+    if (local_) next += count;
     payload_bytes_ += count * sizeof(int64_t);
   }
-  std::vector<int> from;
-  for (int node = 0; node < places_.num_nodes(); ++node)
-    if (node != places_.own_node()) from.push_back(places_.Carrier(places_.rank(), node));
-  return remote_->ExchangeSums(operation, outgoing, from, own, deadline);
+  if (local_)
+    RETURN_IF_ERROR(AddLocally(operation, values, cut, sums, deadline));
+  else
+    Move(own_part, own_sum.data());
+  if (remote_) {
+    std::vector<int> from;
+    for (int node = 0; node < places_.num_nodes(); ++node)
+      if (node != places_.own_node()) from.push_back(places_.Carrier(places_.rank(), node));
+    RETURN_IF_ERROR(remote_->ExchangeSums(operation, outgoing, from, own_sum, deadline));
+  }
+  Move<int64_t>(own_sum, own.data());
+  return {};
+}
+
+// sums[i] := this node's sum of the i-th of the parts that this member adds. A sum may be written over its
+// own part of `values`, not over others.
+Status Collectives::AddLocally(const Operation& operation, std::span<const int64_t> values, const Cut& cut,
+                               std::span<int64_t* const> sums, Deadline deadline) {
+  // A slice may be one value longer than its share.
+  const auto num_parts = static_cast<int64_t>(cut.sizes.size());
+  const int64_t capacity = static_cast<int64_t>(kBufferValues) - num_parts;
+  CHECK(capacity > 0);
+  const int64_t num_rounds = RoundsFor(static_cast<int64_t>(values.size()), capacity);
+  const std::vector<int>& own_parts = cut.parts_of[local_->index()];
+  std::vector<int64_t> places(cut.sizes.size());
+  std::vector<const int64_t*> rows;
+  for (int64_t k = 0; k < num_rounds; ++k) {
+    int64_t place = 0;
+    for (int64_t part = 0; part < num_parts; ++part) {
+      places[part] = place;
+      place += static_cast<int64_t>(SliceOfPart(cut.sizes[part], num_rounds, k).size());
+    }
+    for (int member = 0; member < local_->size(); ++member) {
+      if (member == local_->index()) continue;
+      for (const int part : cut.parts_of[member]) {
+        const Slice64 slice = SliceOfPart(cut.sizes[part], num_rounds, k);
+        Publish(std::as_bytes(values.subspan(cut.offsets[part] + slice.begin, slice.size())),
+                places[part] * sizeof(int64_t));
+      }
+    }
+    RETURN_IF_ERROR(local_->Meet(operation, deadline));
+    for (size_t i = 0; i < own_parts.size(); ++i) {
+      const int part = own_parts[i];
+      const Slice64 slice = SliceOfPart(cut.sizes[part], num_rounds, k);
+      rows.assign(1, values.data() + cut.offsets[part] + slice.begin);
+      for (int member = 0; member < local_->size(); ++member)
+        if (member != local_->index())
+          rows.push_back(reinterpret_cast<const int64_t*>(local_->Data(member).data()) + places[part]);
+      SumRows({sums[i] + slice.begin, slice.size()}, rows);
+    }
+  }
+  return {};
 }
 
 // --- Copies ---
@@ -215,7 +288,7 @@ Status Collectives::AllGather(const Operation& operation, std::span<const std::b
                               std::span<const int64_t> sizes, std::span<std::byte> all, Deadline deadline) {
   Move(own, all.data() + Sum(sizes.first(places_.rank())));
   if (remote_) RETURN_IF_ERROR(ExchangeBlocks(operation, sizes, all, deadline));
-  if (local_) RETURN_IF_ERROR(ShareBlocks(operation, sizes, all, deadline));
+  if (local_) RETURN_IF_ERROR(ShareBlocks(operation, CutByCarrier(sizes), all, deadline));
   return {};
 }
 
@@ -238,40 +311,39 @@ Status Collectives::ExchangeBlocks(const Operation& operation, std::span<const i
 
 namespace {
 
-// Walks bytes [begin, end) of the concatenation of `blocks`: visit(place in `all`, size, distance from
+// Walks bytes [begin, end) of the concatenation of `parts`: visit(place in the array, size, distance from
 // begin).
 template <typename Visit>
-void ForEachPiece(std::span<const int> blocks, std::span<const int64_t> sizes,
+void ForEachPiece(std::span<const int> parts, std::span<const int64_t> sizes,
                   std::span<const int64_t> offsets, int64_t begin, int64_t end, const Visit& visit) {
-  int64_t block_begin = 0;
-  for (const int block : blocks) {
-    const int64_t from = std::max(begin, block_begin), to = std::min(end, block_begin + sizes[block]);
-    if (from < to) visit(offsets[block] + from - block_begin, to - from, from - begin);
-    block_begin += sizes[block];
+  int64_t part_begin = 0;
+  for (const int part : parts) {
+    const int64_t from = std::max(begin, part_begin), to = std::min(end, part_begin + sizes[part]);
+    if (from < to) visit(offsets[part] + from - part_begin, to - from, from - begin);
+    part_begin += sizes[part];
   }
 }
 
 }  // namespace
 
-// Each member shows the node the blocks that it carries: its own, and those that came from other nodes.
-Status Collectives::ShareBlocks(const Operation& operation, std::span<const int64_t> sizes,
-                                std::span<std::byte> all, Deadline deadline) {
-  const std::vector<int64_t> offsets = Offsets(sizes);
+// Each member shows the node its parts, which are in `all` already.
+Status Collectives::ShareBlocks(const Operation& operation, const Cut& cut, std::span<std::byte> all,
+                                Deadline deadline) {
   int64_t largest = 0;
-  for (int member = 0; member < local_->size(); ++member) {
-    int64_t carried = 0;
-    for (const int block : places_.carried(member)) carried += sizes[block];
-    largest = std::max(largest, carried);
+  for (const std::vector<int>& parts : cut.parts_of) {
+    int64_t bytes = 0;
+    for (const int part : parts) bytes += cut.sizes[part];
+    largest = std::max(largest, bytes);
   }
   const int64_t step = kBufferBytes, num_rounds = RoundsFor(largest, step);
   for (int64_t k = 0; k < num_rounds; ++k) {
-    ForEachPiece(places_.carried(local_->index()), sizes, offsets, k * step, (k + 1) * step,
+    ForEachPiece(cut.parts_of[local_->index()], cut.sizes, cut.offsets, k * step, (k + 1) * step,
                  [&](int64_t place, int64_t size, int64_t at) { Publish(all.subspan(place, size), at); });
     RETURN_IF_ERROR(local_->Meet(operation, deadline));
     for (int member = 0; member < local_->size(); ++member) {
       if (member == local_->index()) continue;
       const std::span<const std::byte> data = local_->Data(member);
-      ForEachPiece(places_.carried(member), sizes, offsets, k * step, (k + 1) * step,
+      ForEachPiece(cut.parts_of[member], cut.sizes, cut.offsets, k * step, (k + 1) * step,
                    [&](int64_t place, int64_t size, int64_t at) {
                      std::memcpy(all.data() + place, data.data() + at, static_cast<size_t>(size));
                    });
@@ -372,12 +444,12 @@ Status Collectives::Broadcast(const Operation& operation, std::span<std::byte> b
     RETURN_IF_ERROR(remote_->Exchange(operation, outgoing, incoming, deadline));
   }
   if (!local_) return {};
-  const int64_t num_rounds = RoundsFor(static_cast<int64_t>(bytes.size()), kBufferBytes);
+  const int64_t num_rounds = RoundsFor(static_cast<int64_t>(bytes.size()), kBroadcastPiece);
   const auto& members = places_.local();
   const auto source = static_cast<int>(std::ranges::find(members, carrier) - members.begin());
   for (int64_t k = 0; k < num_rounds; ++k) {
-    const size_t begin = std::min(bytes.size(), k * kBufferBytes);
-    const auto piece = bytes.subspan(begin, std::min(kBufferBytes, bytes.size() - begin));
+    const size_t begin = std::min(bytes.size(), k * kBroadcastPiece);
+    const auto piece = bytes.subspan(begin, std::min(kBroadcastPiece, bytes.size() - begin));
     if (rank == carrier) Publish(piece, 0);
     RETURN_IF_ERROR(local_->Meet(operation, deadline));
     if (rank != carrier && !piece.empty())

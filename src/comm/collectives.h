@@ -32,6 +32,7 @@ class Places {
   const std::vector<int>& members(int node) const { return nodes_[node]; }
   const std::vector<int>& local() const { return nodes_[own_node()]; }
   int local_index() const { return local_index_[rank_]; }
+  int smallest_node() const;  // number of members of it
   bool IsLocal(int member) const { return node_of_[member] == own_node(); }
   // The member of `node` that stands for `member` there.
   int Carrier(int member, int node) const;
@@ -71,15 +72,22 @@ class Collectives {
   uint64_t wire_bytes() const { return remote_ ? remote_->wire_bytes() : 0; }
 
  private:
+  // How an array is cut for the work of one node.
+  struct Cut {
+    std::vector<int64_t> sizes, offsets;  // of each part
+    std::vector<std::vector<int>>
+        parts_of;  // [local index]: those that this member adds up, or shows to the others
+  };
+  Cut CutByCarrier(std::span<const int64_t> sizes) const;
+
   Status AllReduceAtOnce(const Operation& operation, std::span<int64_t> values, Deadline deadline);
-  Status AddLocally(const Operation& operation, std::span<const int64_t> values,
-                    std::span<const int64_t> counts, std::span<int64_t> own, Deadline deadline);
-  Status ExchangeSums(const Operation& operation, std::span<const int64_t> values,
-                      std::span<const int64_t> counts, std::span<int64_t> own, Deadline deadline);
+  Status AllReduceByNode(const Operation& operation, std::span<int64_t> values, Deadline deadline);
+  Status AllReduceByMember(const Operation& operation, std::span<int64_t> values, Deadline deadline);
+  Status AddLocally(const Operation& operation, std::span<const int64_t> values, const Cut& cut,
+                    std::span<int64_t* const> sums, Deadline deadline);
   Status ExchangeBlocks(const Operation& operation, std::span<const int64_t> sizes, std::span<std::byte> all,
                         Deadline deadline);
-  Status ShareBlocks(const Operation& operation, std::span<const int64_t> sizes, std::span<std::byte> all,
-                     Deadline deadline);
+  Status ShareBlocks(const Operation& operation, const Cut& cut, std::span<std::byte> all, Deadline deadline);
   Status SwapLocally(const Operation& operation, std::span<const std::byte> send,
                      std::span<const int64_t> send_sizes, std::span<std::byte> receive,
                      std::span<const int64_t> receive_sizes, Deadline deadline);
