@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 CORPORA = ROOT / "tests" / "fuzz" / "corpus"
 PYTEST_FOLDERS = ("api", "text", "cli")
-TSAN_ROOMS = ("base", "engine", "cluster", "http")
+TSAN_ROOMS = ("base", "comm", "engine", "cluster", "http")
 LIMIT_S = 1800  # of one suite
 
 

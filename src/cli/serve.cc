@@ -219,11 +219,8 @@ Status ServeHeadless(const ServeOptions& options, const ModelConfig& config, con
   return RunNode(node, [&] { return signals.Wait(milliseconds(0)); });
 }
 
-Status Serve(const ServeOptions& options, SignalWatch& signals) {
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.engine.model));
-  ASSIGN_OR_RETURN(const ParallelPlan plan, PlanParallel(options, config, std::getenv));
-  for (const std::string& note : plan.notes) LogInfo("{}", note);
-  for (const std::string& warning : plan.warnings) LogWarning("{}", warning);
+Status Serve(const ServeOptions& options, const ModelConfig& config, const ParallelPlan& plan,
+             SignalWatch& signals) {
   if (plan.headless) return ServeHeadless(options, config, plan, signals);
   RETURN_IF_ERROR(ProbePort(options.host, options.port));
   // Ranks are processes: a signal while they start must end them in order.
@@ -268,8 +265,8 @@ Status Serve(const ServeOptions& options, SignalWatch& signals) {
 }  // namespace
 
 int RunServe(std::span<const std::string> arguments) {
-  const auto parsed =
-      ParseServe(arguments, [](const char* name) -> const char* { return std::getenv(name); });
+  const Variable variable = [](const char* name) -> const char* { return std::getenv(name); };
+  const auto parsed = ParseServe(arguments, variable);
   if (!parsed) {
     fmt::print(stderr, "tessera serve: {}\n", parsed.error().message);
     return 2;
@@ -283,7 +280,19 @@ int RunServe(std::span<const std::string> arguments) {
   RaiseFileLimit();
   SetLogLevel(LevelOf(parsed->options.log_level));
   for (const std::string& warning : parsed->warnings) LogWarning("{}", warning);
-  if (const Status status = Serve(parsed->options, signals); !status) {
+  const auto config = LoadModelConfig(parsed->options.engine.model);
+  if (!config) {
+    LogError("{}", config.error().message);
+    return 1;
+  }
+  const auto plan = PlanParallel(parsed->options, *config, variable);
+  if (!plan) {
+    fmt::print(stderr, "tessera serve: {}\n", plan.error().message);
+    return 2;
+  }
+  for (const std::string& note : plan->notes) LogInfo("{}", note);
+  for (const std::string& warning : plan->warnings) LogWarning("{}", warning);
+  if (const Status status = Serve(parsed->options, *config, *plan, signals); !status) {
     LogError("{}", status.error().message);
     return 1;
   }

@@ -105,6 +105,8 @@ struct Fleet::Content {
   Result<std::vector<Frame>> Collect(FrameType type, Deadline deadline);
   Status Take(const Source& source, Frame frame, FrameType type, std::vector<std::optional<Frame>>& frames);
   Error Cause(const Error& seen);
+  Error CauseOfLoss(const Source& source, const Error& seen);
+  Error EndOfNode(Node& node, std::string why);
   void Break(const Error& error);
   void Monitor();
 };
@@ -284,7 +286,7 @@ Status Fleet::Content::SendTo(int rank, FrameType type, std::span<const std::byt
   });
   if (const Status sent = source->link->Send(type, static_cast<uint16_t>(rank), bytes, After(kSendLimit));
       !sent) {
-    return std::unexpected(Cause({ErrorKind::kUnavailable, source->name + ": " + sent.error().message}));
+    return std::unexpected(CauseOfLoss(*source, sent.error()));
   }
   return {};
 }
@@ -292,7 +294,7 @@ Status Fleet::Content::SendTo(int rank, FrameType type, std::span<const std::byt
 Status Fleet::Content::SendToAll(FrameType type, std::span<const std::byte> bytes) {
   for (const Source& source : sources) {
     if (const Status sent = source.link->Send(type, kAllRanks, bytes, After(kSendLimit)); !sent) {
-      return std::unexpected(Cause({ErrorKind::kUnavailable, source.name + ": " + sent.error().message}));
+      return std::unexpected(CauseOfLoss(source, sent.error()));
     }
   }
   return {};
@@ -347,8 +349,7 @@ Result<std::vector<Frame>> Fleet::Content::Collect(FrameType type, Deadline dead
       if (waits[i].revents == 0) continue;
       for (;;) {
         auto frame = sources[i].link->TryReceive();
-        if (!frame)
-          return std::unexpected(Cause({frame.error().kind, sources[i].name + ": " + frame.error().message}));
+        if (!frame) return std::unexpected(CauseOfLoss(sources[i], frame.error()));
         if (!*frame) break;
         if (Status taken = Take(sources[i], **std::move(frame), type, frames); !taken)
           return std::unexpected(Cause(taken.error()));
@@ -367,6 +368,31 @@ Error Fleet::Content::Cause(const Error& seen) {
   std::unique_lock lock(mutex);
   failed.wait_for(lock, kCauseLimit, [&] { return failure.has_value(); });
   return failure.value_or(seen);
+}
+
+// A link that broke: this host's agent will tell how the rank ended. A node can have told already; else it is
+// the cause itself, and the ranks that end for want of it must not be named instead.
+Error Fleet::Content::CauseOfLoss(const Source& source, const Error& seen) {
+  for (const auto& node : nodes) {
+    if (&node->link != source.link) continue;
+    Break(EndOfNode(*node, seen.message));
+    break;
+  }
+  return Cause({seen.kind, source.name + ": " + seen.message});
+}
+
+// What a node whose link is closing said last, or else `why`.
+Error Fleet::Content::EndOfNode(Node& node, std::string why) {
+  for (;;) {
+    const auto frame = node.link.TryReceive();
+    if (!frame) why = frame.error().message;
+    if (!frame || !*frame) break;
+    if ((*frame)->type != FrameType::kGone) continue;
+    if (const auto text = DecodeText((*frame)->bytes))
+      return {ErrorKind::kUnavailable, Format("{}, on node {}", *text, node.hello.name)};
+  }
+  return {ErrorKind::kUnavailable,
+          Format("node {} with {} is gone: {}", node.hello.name, RanksText(node.ranks()), why)};
 }
 
 void Fleet::Content::Break(const Error& error) {
@@ -394,18 +420,7 @@ void Fleet::Content::Monitor() {
     const std::lock_guard lock(talking);
     for (size_t i = 0; i < nodes.size(); ++i) {
       if (waits[i + 1].revents == 0) continue;
-      Node& node = *nodes[i];
-      Error why{ErrorKind::kUnavailable,
-                Format("node {} with {} is gone", node.hello.name, RanksText(node.ranks()))};
-      for (;;) {
-        const auto frame = node.link.TryReceive();
-        if (!frame || !*frame) break;
-        if ((*frame)->type != FrameType::kGone) continue;
-        if (const auto text = DecodeText((*frame)->bytes))
-          why.message = Format("{}, on node {}", *text, node.hello.name);
-        break;
-      }
-      Break(why);
+      Break(EndOfNode(*nodes[i], "its connection ends"));
       return;
     }
   }

@@ -34,8 +34,9 @@ class Node {
   Status Run();
 
  private:
-  Result<Socket> FindHead();
+  Result<Socket> FindHead(Deadline limit);
   Status Greet(Socket socket);
+  Status Join();
   Status StartRanks();
   Status Relay();
   Status FromHead(Frame frame);
@@ -48,6 +49,7 @@ class Node {
   const NodeOptions& options_;
   const std::function<bool()>& stopped_;
   FrameLink head_;
+  const std::string name_ = Format("{}:{}", HostName(), getpid());
   std::string data_address_;
   std::unique_ptr<NodeAgent> agent_;
   bool leaving_ = false;
@@ -57,8 +59,7 @@ class Node {
 };
 
 // The head may start later than its nodes.
-Result<Socket> Node::FindHead() {
-  const Deadline limit = After(options_.join_limit);
+Result<Socket> Node::FindHead(Deadline limit) {
   Deadline next_line = After(kPatienceLine);
   for (;;) {
     auto socket = Connect(options_.head, After(seconds(2)), options_.source);
@@ -89,7 +90,7 @@ Status Node::Greet(Socket socket) {
   const Hello hello{.first_rank = static_cast<uint32_t>(options_.ranks.first),
                     .num_ranks = static_cast<uint32_t>(options_.ranks.count),
                     .process = static_cast<uint32_t>(getpid()),
-                    .name = Format("{}:{}", HostName(), getpid()),
+                    .name = name_,
                     .data_address = data_address_,
                     .agreement = options_.agreement};
   RETURN_IF_ERROR(head_.Send(FrameType::kHello, kAllRanks, Encode(hello), deadline));
@@ -102,6 +103,18 @@ Status Node::Greet(Socket socket) {
   head_.set_epoch(welcome.epoch);
   LogInfo("joined cluster {} at {}", welcome.cluster, options_.head.Text());
   return {};
+}
+
+// A head that says nothing in time is busy with somebody who does not: there is another try.
+Status Node::Join() {
+  const Deadline limit = After(options_.join_limit);
+  for (;;) {
+    ASSIGN_OR_RETURN(Socket socket, FindHead(limit));
+    const Status greeted = Greet(std::move(socket));
+    if (greeted || greeted.error().kind != ErrorKind::kDeadline) return greeted;
+    if (stopped_() || std::chrono::steady_clock::now() >= limit) return greeted;
+    LogInfo("trying again to join the head at {}: {}", options_.head.Text(), greeted.error().message);
+  }
 }
 
 Status Node::StartRanks() {
@@ -161,6 +174,7 @@ Status Node::Relay() {
         if (!frame) return Fail(ErrorKind::kUnavailable, "the head is gone: {}", frame.error().message);
         if (!*frame) break;
         RETURN_IF_ERROR(FromHead(**std::move(frame)));
+        if (leaving_) return {};  // the head closes after its order to stop
       }
     }
     for (int i = 0; i < agent_->num_ranks(); ++i) {
@@ -181,10 +195,16 @@ Status Node::Relay() {
 }
 
 Status Node::Run() {
-  ASSIGN_OR_RETURN(Socket socket, FindHead());
-  RETURN_IF_ERROR(Greet(std::move(socket)));
+  RETURN_IF_ERROR(Join());
   RETURN_IF_ERROR(StartRanks());
   Status status = Relay();
+  if (status && !leaving_) {  // told to stop by a signal, not by the head
+    const std::string text = Format("node {} was told to stop by a signal", name_);
+    (void)head_.Send(FrameType::kGone, static_cast<uint16_t>(options_.ranks.first), EncodeText(text),
+                     After(seconds(1)));
+    for (int i = 0; i < agent_->num_ranks(); ++i)
+      (void)agent_->link(i).Send(FrameType::kStop, kAllRanks, {}, After(milliseconds(500)));
+  }
   agent_->Stop(status ? kLeaveLimit : milliseconds(0));
   return status;
 }

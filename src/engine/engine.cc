@@ -97,7 +97,8 @@ bool Engine::Content::TakeMail() {
   {
     std::unique_lock lock(mutex);
     mail_came.wait(lock, [this] {
-      return stop || abort || (broken && !failed) || !submissions.empty() || !cancellations.empty() || !scheduler.idle();
+      return stop || abort || (broken && !failed) || !submissions.empty() || !cancellations.empty() ||
+             !scheduler.idle();
     });
     std::swap(new_submissions, submissions);
     std::swap(new_cancellations, cancellations);

@@ -69,8 +69,7 @@ int Scheduler::ChooseGroup(Sequence& sequence, int first_choice_group) {
     if (sequence.choice() > 0 && index == first_choice_group && options_.enable_prefix_caching)
       num_cached = std::max(sequence.max_cached(), 0) / options_.block_size * options_.block_size;
     const auto num_waiting = static_cast<double>(group.waiting.size());
-    const double used =
-        1 - static_cast<double>(group.pool.num_free()) / std::max(group.pool.num_blocks(), 1);
+    const double used = 1 - static_cast<double>(group.pool.num_free()) / std::max(group.pool.num_blocks(), 1);
     // A full cache makes those who wait wait longer (the weights of vLLM's balancer).
     const double company =
         static_cast<double>(group.running.size()) + num_waiting * (1 + 6 * std::max(0.0, used - 0.5));

@@ -44,8 +44,8 @@ class Scheduler {
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
-  // Queues the request's sequences, each to the group that has its prompt in the cache or is least busy. `key` names the request from now on.
-  // REQUIRES: CheckRequest passed, the key is new, and no plan is open.
+  // Queues the request's sequences, each to the group that has its prompt in the cache or is least busy.
+  // `key` names the request from now on. REQUIRES: CheckRequest passed, the key is new, and no plan is open.
   void Add(uint64_t key, std::shared_ptr<const Request> request);
   // Ends without an event; blocks are free at once. Unknown or ended ones are ignored. REQUIRES: no plan is
   // open.

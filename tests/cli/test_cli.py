@@ -27,7 +27,7 @@ def test_help_is_grouped_and_shows_defaults():
         assert part in done.stdout
 
 
-@pytest.mark.parametrize("command", ["chat", "complete", "make-random", "collect-env", "bench"])
+@pytest.mark.parametrize("command", ["chat", "complete", "make-random", "collect-env", "bench", "inspect"])
 def test_every_command_has_help(command):
     done = run(command, "--help")
     assert done.returncode == 0
@@ -49,10 +49,13 @@ def test_version_and_unknown_command():
         (["--gpu-memory-utilization", "1.5"], ["--gpu-memory-utilization", "1.5"]),
         (
             ["--tensor-parallel-size", "16", "--distributed-executor-backend=ray"],
-            ["--tensor-parallel-size 16"],
+            ["--distributed-executor-backend ray"],
         ),
         (["--headless"], ["--headless"]),
-        (["-dp", "4"], ["--data-parallel-size 4"]),
+        (["-tp", "3"], ["16", "3"]),
+        (["-tp", "32"], ["16", "32"]),
+        (["-dp", "2", "-pp", "2"], ["--pipeline-parallel-size 2"]),
+        (["-dp", "2", "--enable-expert-parallel", "--additional-config.expert_parallel", "4"], ["4", "2"]),
         (["--distributed-executor-backend", "ray"], ["ray"]),
         (["--kv-cache-dtype", "fp8"], ["--kv-cache-dtype", "fp8"]),
     ],
@@ -235,19 +238,20 @@ def test_config_file(tmp_path):
 
 
 def test_tutorial_environment(tmp_path):
-    yaml = tmp_path / "predict_deepseek_r1_671b_w8a8.yaml"
-    yaml.write_text("parallel_config:\n  model_parallel: 16\n")
     env = {
         "MS_ENABLE_LCCL": "off",
         "HCCL_OP_EXPANSION_MODE": "AIV",
         "MS_ALLOC_CONF": "enable_vmm:true",
-        "ASCEND_RT_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+        "ASCEND_RT_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
         "vLLM_MODEL_BACKEND": "MindFormers",
-        "MINDFORMERS_MODEL_CONFIG": str(yaml),
+        "MINDFORMERS_MODEL_CONFIG": str(ROOT / "tests/yaml/predict_tiny_r1_w8a8.yaml"),
     }
-    with serving(f"--model={MODEL}", "--max_model_len=32768", "--block-size=128", env=env) as server:
+    arguments = [f"--model={MODEL}", "--max_model_len=32768", "--block-size=128", "--max-num-seqs=16"]
+    with serving(*arguments, "--tensor-parallel-size", "16", env=env) as server:
         _, log = server.stop()
-    assert log.count("MINDFORMERS_MODEL_CONFIG is set") == 1
+    assert "Run with Mindformers backend" in log and "tp 16, dp 1, ep 1" in log
+    done = run("serve", *arguments, env=env)  # the file says 16, no flag does
+    assert done.returncode == 2 and "model_parallel" in done.stderr and "16" in done.stderr
     done = run("serve", MODEL, env=env | {"MINDFORMERS_MODEL_CONFIG": str(tmp_path / "missing.yaml")})
     assert done.returncode == 2 and "missing.yaml" in done.stderr
 

@@ -18,6 +18,20 @@ std::string LayoutText(const Layout& layout) {
                 layout.split_embedding ? ", split embedding," : "", fmt::join(layout.node_of_rank, " "));
 }
 
+int MaxRanks() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return 4;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+  return 4;
+#else
+  return 16;
+#endif
+#else
+  return 16;
+#endif
+}
+
 RankThreads::RankThreads(const Checkpoint& checkpoint, const ModelConfig& config, const Layout& layout,
                          const RankOptions& options, int threads_per_rank,
                          std::function<const kernels::Kernels*(int rank)> table_of)

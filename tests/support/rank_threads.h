@@ -22,6 +22,8 @@ struct Layout {
   bool split_embedding = false;
 };
 std::string LayoutText(const Layout& layout);
+// How many ranks a test may have: 16, or 4 where a sanitizer makes each of them slow.
+int MaxRanks();
 
 class RankThreads : public Executor {
  public:
