@@ -88,6 +88,7 @@ struct Fleet::Content {
   std::condition_variable failed;
   std::optional<Error> failure;      // guarded by mutex; the first cause
   bool running = false;              // guarded by mutex: failures are told
+  bool leaving = false;              // guarded by mutex: ranks end because they were told to
   std::vector<RankStatus> statuses;  // guarded by mutex
   std::thread monitor;
   Socket wake;  // an eventfd for the monitor
@@ -399,7 +400,7 @@ void Fleet::Content::Break(const Error& error) {
   bool tell = false;
   {
     const std::lock_guard lock(mutex);
-    if (failure) return;
+    if (failure || leaving) return;
     failure = error;
     tell = running;
     for (RankStatus& status : statuses) status.up = false;
@@ -506,6 +507,7 @@ void Fleet::Stop() {
   {
     const std::lock_guard lock(content.mutex);
     content.running = false;
+    content.leaving = true;
     broken = content.failure.has_value();
   }
   if (content.monitor.joinable()) {
