@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <mutex>
@@ -24,7 +25,7 @@ namespace tessera::cli {
 namespace {
 
 struct EngineBenchFlags {
-  EngineFlags engine;
+  ServeOptions serve;  // of it, the engine and the layout of ranks
   int64_t input_len = 32;
   int64_t output_len = 128;
   int64_t batch_size = 8;      // latency
@@ -39,10 +40,10 @@ struct EngineBenchFlags {
 FlagTable EngineBenchTable(EngineBenchFlags& o, bool latency) {
   const char* group = "Benchmark";
   FlagTable table{.command = latency ? "tessera bench latency" : "tessera bench throughput",
-                  .summary = latency ? "Time of one batch, again and again, in this process."
-                                     : "Tokens per second of many requests, in this process.",
+                  .summary = latency ? "Time of one batch, again and again, without HTTP."
+                                     : "Tokens per second of many requests, without HTTP.",
                   .positional_name = "MODEL",
-                  .positional = &o.engine.model,
+                  .positional = &o.serve.engine.model,
                   .flags = {}};
   table.flags = {
       {"input-len", "", IntFlag{&o.input_len, 1, INT32_MAX, true}, "tokens of a prompt", group},
@@ -59,7 +60,9 @@ FlagTable EngineBenchTable(EngineBenchFlags& o, bool latency) {
   } else {
     table.flags.push_back({"num-prompts", "", IntFlag{&o.num_prompts, 1, INT32_MAX}, "requests", group});
   }
-  for (Flag& flag : EngineFlagTable(o.engine)) table.flags.push_back(std::move(flag));
+  for (Flag& flag : EngineFlagTable(o.serve.engine)) table.flags.push_back(std::move(flag));
+  for (Flag& flag : LayoutFlagTable(o.serve.parallel, o.serve.engine.additional_config))
+    table.flags.push_back(std::move(flag));
   return table;
 }
 
@@ -108,11 +111,29 @@ class Collector {
   int64_t num_tokens_ = 0;
 };
 
+// What ranks hand each other, over all of them.
+struct Traffic {
+  uint64_t steps = 0;
+  uint64_t bytes = 0, wire_bytes = 0;
+};
+
 struct Round {
   double seconds = 0;
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;
+  Traffic traffic;
 };
+
+Traffic TrafficOf(const Assembly& assembly) {
+  Traffic traffic{.steps = assembly.engine->Stats().num_steps};
+  for (const RankStatus& rank : assembly.engine->Ranks()) {
+    for (const RankStatus::Exchange& exchange : rank.exchanges) {
+      traffic.bytes += exchange.bytes;
+      traffic.wire_bytes += exchange.wire_bytes;
+    }
+  }
+  return traffic;
+}
 
 // Submits `num_requests` at once and waits for all of them.
 Result<Round> RunRound(Assembly& assembly, const EngineBenchFlags& o, int64_t num_requests, int64_t number) {
@@ -131,13 +152,18 @@ Result<Round> RunRound(Assembly& assembly, const EngineBenchFlags& o, int64_t nu
     requests.push_back(std::move(request));
   }
   Collector collector;
+  const Traffic before = TrafficOf(assembly);
   const TimeNs begin = assembly.clock.Now();
   for (auto& request : requests)
     RETURN_IF_ERROR(assembly.engine->Submit(std::move(request), collector.Open()));
   RETURN_IF_ERROR(collector.WaitForAll(num_requests * o.num_choices));
-  return Round{.seconds = Seconds(assembly.clock.Now() - begin),
+  const double seconds = Seconds(assembly.clock.Now() - begin);
+  const Traffic after = TrafficOf(assembly);
+  return Round{.seconds = seconds,
                .prompt_tokens = num_requests * o.input_len,
-               .generated_tokens = collector.num_tokens()};
+               .generated_tokens = collector.num_tokens(),
+               .traffic = {after.steps - before.steps, after.bytes - before.bytes,
+                           after.wire_bytes - before.wire_bytes}};
 }
 
 Status SaveJson(const std::string& path, const std::string& json) {
@@ -163,10 +189,13 @@ Status Latency(const EngineBenchFlags& o, Assembly& assembly) {
     percentiles +=
         Format("{}\"{}\": {}", percentiles.empty() ? "" : ", ", percent, times.Percentile(percent));
   }
-  return SaveJson(o.output_json,
-                  Format("{{\"avg_latency\": {}, \"std_latency\": {}, \"latencies\": [{}], "
-                         "\"percentiles\": {{{}}}, \"tokens_per_second\": {}}}",
-                         times.Mean(), times.Deviation(), fmt::join(seconds, ", "), percentiles, rate));
+  return SaveJson(
+      o.output_json,
+      Format("{{\"avg_latency\": {}, \"std_latency\": {}, \"latencies\": [{}], "
+             "\"percentiles\": {{{}}}, \"tokens_per_second\": {}, \"steps\": {}, \"exchanged_bytes\": {}, "
+             "\"wire_bytes\": {}}}",
+             times.Mean(), times.Deviation(), fmt::join(seconds, ", "), percentiles, rate, last.traffic.steps,
+             last.traffic.bytes, last.traffic.wire_bytes));
 }
 
 Status Throughput(const EngineBenchFlags& o, Assembly& assembly) {
@@ -186,16 +215,19 @@ Status Throughput(const EngineBenchFlags& o, Assembly& assembly) {
 }
 
 Status MeasureEngine(const EngineBenchFlags& o, int64_t num_requests, bool latency) {
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(o.engine.model));
-  const ParallelPlan plan{.quantization = o.engine.quantization};
+  RETURN_IF_ERROR(CheckLayoutFlags(o.serve.parallel, o.serve.engine.additional_config));
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(o.serve.engine.model));
+  ASSIGN_OR_RETURN(
+      const ParallelPlan plan,
+      PlanParallel(o.serve, config, [](const char* name) -> const char* { return std::getenv(name); }));
   ASSIGN_OR_RETURN(const std::unique_ptr<Assembly> assembly,
-                   Assembly::Build(o.engine, config, plan, {.max_queued_requests = num_requests}));
+                   Assembly::Build(o.serve.engine, config, plan, {.max_queued_requests = num_requests}));
   return latency ? Latency(o, *assembly) : Throughput(o, *assembly);
 }
 
 int RunEngineBench(std::span<const std::string> arguments, bool latency) {
   EngineBenchFlags options;
-  options.engine.enable_prefix_caching = false;
+  options.serve.engine.enable_prefix_caching = false;
   if (!latency) options.input_len = 1024;
   const FlagTable table = EngineBenchTable(options, latency);
   const std::string help = HelpText(table);
@@ -205,14 +237,15 @@ int RunEngineBench(std::span<const std::string> arguments, bool latency) {
     return 0;
   }
   Status status =
-      parsed ? CheckEngineFlags(options.engine, *parsed) : Status(std::unexpected(parsed.error()));
+      parsed ? CheckEngineFlags(options.serve.engine, *parsed) : Status(std::unexpected(parsed.error()));
   if (!status) {
     fmt::print(stderr, "{}: {}\n", table.command, status.error().message);
     return 2;
   }
   SetLogLevel(LogLevel::kWarning);
   // The cache need only hold what is measured.
-  if (!parsed->Has("max-model-len")) options.engine.max_model_len = options.input_len + options.output_len;
+  if (!parsed->Has("max-model-len"))
+    options.serve.engine.max_model_len = options.input_len + options.output_len;
   const int64_t num_requests = latency ? options.batch_size : options.num_prompts;
   status = MeasureEngine(options, num_requests, latency);
   if (status) return 0;
