@@ -1,7 +1,8 @@
-"""`./dev bench layouts`: tokens per second of each layout of ranks on this machine, beside the bytes they move.
+"""`./dev bench layouts`: tokens per second of each layout of ranks here, beside the bytes they move.
 
-Standard library only; `tessera bench latency` starts the real rank processes. Where ranks share cores the point
-is what a step costs on top of one rank, not speed. Layouts take turns, so that a noisy machine is noisy to all.
+Standard library only; `tessera bench latency` starts the real rank processes. Where ranks share cores the
+point is what a step costs on top of one rank, not speed. Layouts take turns, so that a noisy machine is noisy
+to all.
 """
 
 import argparse
