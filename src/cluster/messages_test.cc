@@ -1,4 +1,5 @@
-// What is written comes back, what is cut or padded is refused, and outputs of ranks fit together or are refused.
+// What is written comes back, what is cut or padded is refused, and outputs of ranks fit together or are
+// refused.
 #include "cluster/messages.h"
 
 #include <gtest/gtest.h>
@@ -117,7 +118,8 @@ TEST(Frames, OtherEpochsSizesAndNoiseAreRefused) {
     const FrameLink sender(std::move(ends.first), epoch);
     FrameLink receiver(std::move(ends.second), 5, 100);
     EXPECT_TRUE(WriteAll(sender.socket(), noise, After(std::chrono::seconds(1))));
-    EXPECT_TRUE(sender.Send(FrameType::kStep, 0, std::vector<std::byte>(size), After(std::chrono::seconds(1))));
+    EXPECT_TRUE(
+        sender.Send(FrameType::kStep, 0, std::vector<std::byte>(size), After(std::chrono::seconds(1))));
     const auto frame = receiver.Receive(After(std::chrono::seconds(1)));
     return frame ? "" : frame.error().message;
   };

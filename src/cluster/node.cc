@@ -54,7 +54,7 @@ class Node {
   std::unique_ptr<NodeAgent> agent_;
   bool leaving_ = false;
   std::mutex mutex_;
-  std::optional<std::string> ended_;  // how the first rank to end did
+  std::optional<std::string> ended_;                           // how the first rank to end did
   const Socket wake_{eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};  // readable when one has
 };
 

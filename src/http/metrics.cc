@@ -364,7 +364,8 @@ void Metrics::Content::AddEngine(Snapshot& snapshot, const Live& live) const {
     each_group(MetricType::Gauge, name, help, value);
   };
   const auto counter = [&](const char* name, const char* help, auto member) {
-    each_group(MetricType::Counter, name, help, [&](const GroupStats& group) { return count(group.*member); });
+    each_group(MetricType::Counter, name, help,
+               [&](const GroupStats& group) { return count(group.*member); });
   };
   gauge("vllm:num_requests_running", "Sequences in the running batch.",
         [&](const GroupStats& group) { return count(group.num_running); });

@@ -39,8 +39,8 @@ struct SamplingRow {
   float repetition_penalty = 1;
   float frequency_penalty = 0;
   float presence_penalty = 0;
+  uint32_t position = 0;  // absolute position of the new token
   uint64_t seed = 0;
-  uint32_t position = 0;                           // absolute position of the new token
   uint32_t choice = 0;                             // index of the answer (n > 1)
   int32_t counts_begin = 0, counts_end = 0;        // TokenCount: penalty state; empty when no penalty is set
   int32_t bias_begin = 0, bias_end = 0;            // TokenBias
@@ -48,6 +48,8 @@ struct SamplingRow {
   int32_t allowed_begin = -1, allowed_end = -1;    // token ids; begin >= 0: all others get -inf
   int32_t mask_begin = -1;                         // >= 0: ceil(vocab / 32) words in masks, bit set = allowed
 };
+
+static_assert(sizeof(SamplingRow) == 80, "no padding: rows travel as bytes");
 
 struct TokenCount {
   int32_t token = 0;
