@@ -248,16 +248,15 @@ Status Serve(const ServeOptions& options, const ModelConfig& config, const Paral
     stats.Write();
     next_line += kLogInterval;
   }
-  const bool failed = !engine.healthy();
   server->BeginDrain();
-  if (!failed) {
+  if (engine.healthy()) {
     const EngineStats now = engine.Stats();
     LogInfo("draining: {} running and {} waiting get {} s; a second signal ends at once", now.num_running,
             now.num_waiting, options.shutdown_timeout_s);
     engine.Drain(std::chrono::nanoseconds(static_cast<int64_t>(options.shutdown_timeout_s * 1e9)));
   }
   server->Stop(kCloseLimit);
-  if (failed) return std::unexpected(engine.fatal_error());
+  if (!engine.healthy()) return std::unexpected(engine.fatal_error());  // perhaps while it drained
   LogInfo("drained");
   return {};
 }

@@ -1,4 +1,4 @@
-"""Fixtures: programs that are ended whatever happens, hosts, and the answers of one process. No test lives here."""
+"""Fixtures: programs that end whatever happens, hosts, and the answers of one process. No test lives here."""
 
 import pytest
 from launch import Host, Launcher, network, why_no_namespaces

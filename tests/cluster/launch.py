@@ -1,7 +1,7 @@
 """Programs under test: where they run, how they start, what they leave behind. No test lives here.
 
-A host is this machine or a network namespace of it. Every program carries a mark in its environment, which its
-ranks inherit: whatever is left of it can be found and ended, and nothing else is ever touched.
+A host is this machine or a network namespace of it. Every program carries a mark in its environment, which
+its ranks inherit: whatever is left of it can be found and ended, and nothing else is ever touched.
 """
 
 import contextlib
@@ -74,7 +74,9 @@ class Host:
 
     def listeners(self, processes):
         """{process: [address]} of what listens, as ss shows it."""
-        lines = subprocess.run(self.command("ss", "-tlnpH"), capture_output=True, text=True, check=True).stdout
+        lines = subprocess.run(
+            self.command("ss", "-tlnpH"), capture_output=True, text=True, check=True
+        ).stdout
         found = {}
         for line in lines.splitlines():
             for process in map(int, re.findall(r"pid=(\d+)", line)):
@@ -94,8 +96,9 @@ def why_no_namespaces():
     try:
         done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
         if done.returncode == 0:
-            done = subprocess.run(["ip", "-n", name, "link", "add", "bridge", "type", "bridge"], capture_output=True,
-                                  text=True)
+            done = subprocess.run(
+                ["ip", "-n", name, "link", "add", "bridge", "type", "bridge"], capture_output=True, text=True
+            )
             subprocess.run(["ip", "netns", "del", name])
         return done.stderr.strip() and f"no network namespaces: {done.stderr.strip()}"
     except OSError as error:
@@ -142,8 +145,9 @@ class Stream:
     def __init__(self, program, path, body):
         self.connection = http.client.HTTPConnection("127.0.0.1")
         self.connection.sock = program.host.connect(program.port)
-        self.connection.request("POST", path, json.dumps(body | {"stream": True}),
-                                {"Content-Type": "application/json"})
+        self.connection.request(
+            "POST", path, json.dumps(body | {"stream": True}), {"Content-Type": "application/json"}
+        )
         self.answer = self.connection.getresponse()
         assert self.answer.status == 200, self.answer.read()
         self.done = False
@@ -176,11 +180,18 @@ class Program:
         self.log = folder / f"serve-{self.mark[:8]}.log"
         self.words = list(map(str, arguments))
         command = self.host.command(BINARY, "serve", *([model] if model else []), *arguments)
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("TESSERA_", "MIND"))}
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith(("TESSERA_", "MIND"))
+        }
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                env=clean | {"TESSERA_TEST_MARK": self.mark} | (env or {}))
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=clean | {"TESSERA_TEST_MARK": self.mark} | (env or {}),
+            )
 
     def text(self):
         return self.log.read_text(errors="replace")
@@ -203,8 +214,12 @@ class Program:
         connection = http.client.HTTPConnection("127.0.0.1")
         try:
             connection.sock = self.host.connect(self.port, timeout)
-            connection.request("GET" if body is None else "POST", path, body and json.dumps(body),
-                               {"Content-Type": "application/json"})
+            connection.request(
+                "GET" if body is None else "POST",
+                path,
+                body and json.dumps(body),
+                {"Content-Type": "application/json"},
+            )
             answer = connection.getresponse()
             text = answer.read().decode()
         except (OSError, http.client.HTTPException) as error:
@@ -226,7 +241,9 @@ class Program:
         found = []
         for line in text.splitlines():
             if parts := re.fullmatch(r"([a-zA-Z_:]+)(?:\{(.*)\})? (\S+)", line):
-                found.append((parts[1], dict(re.findall(r'(\w+)="([^"]*)"', parts[2] or "")), float(parts[3])))
+                found.append(
+                    (parts[1], dict(re.findall(r'(\w+)="([^"]*)"', parts[2] or "")), float(parts[3]))
+                )
         return found
 
     def total(self, name):

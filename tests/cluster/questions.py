@@ -17,17 +17,34 @@ COMPLETIONS = {
     "several": {"prompt": [[5], [6, 7], LONG[:33]], "max_tokens": 6, "temperature": 1, "seed": 11},
     "long": {"prompt": LONG, "max_tokens": 8, "temperature": 0},
     "one": {"prompt": [9], "max_tokens": 1, "temperature": 0},
-    "penalties": {"prompt": "a a a a", "max_tokens": 12, "temperature": 0.7, "seed": 2,
-                  "presence_penalty": 1, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+    "penalties": {
+        "prompt": "a a a a",
+        "max_tokens": 12,
+        "temperature": 0.7,
+        "seed": 2,
+        "presence_penalty": 1,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.2,
+    },
     "min_p": {"prompt": "My name is", "max_tokens": 10, "temperature": 1.2, "seed": 4, "min_p": 0.05},
     "free": {"prompt": LONG[90:107], "max_tokens": 30, "temperature": 1.5, "seed": 5, "ignore_eos": True},
 }
 CHATS = {
-    "chat": {"messages": [{"role": "user", "content": "What is 2 plus 3?"}], "temperature": 0,
-             "max_tokens": 24},
-    "chat sampled": {"messages": [{"role": "system", "content": "You are kind."},
-                                  {"role": "user", "content": "Who are you?"}], "temperature": 1, "seed": 9,
-                     "n": 2, "max_tokens": 16},
+    "chat": {
+        "messages": [{"role": "user", "content": "What is 2 plus 3?"}],
+        "temperature": 0,
+        "max_tokens": 24,
+    },
+    "chat sampled": {
+        "messages": [
+            {"role": "system", "content": "You are kind."},
+            {"role": "user", "content": "Who are you?"},
+        ],
+        "temperature": 1,
+        "seed": 9,
+        "n": 2,
+        "max_tokens": 16,
+    },
 }
 
 
@@ -53,8 +70,15 @@ def ask(program, name):
 def leave_early(program, seed):
     """A client that reads some of a stream and goes."""
     chance = random.Random(seed)
-    stream = program.stream({"prompt": LONG[: chance.randint(1, 60)], "max_tokens": 300, "temperature": 1,
-                             "ignore_eos": True, "n": chance.choice([1, 1, 3])})
+    stream = program.stream(
+        {
+            "prompt": LONG[: chance.randint(1, 60)],
+            "max_tokens": 300,
+            "temperature": 1,
+            "ignore_eos": True,
+            "n": chance.choice([1, 1, 3]),
+        }
+    )
     for count, _ in enumerate(stream, 1):
         if count > chance.randint(0, 6):
             break
@@ -66,10 +90,15 @@ def ask_all(program, seed=1, clients=6, leavers=8):
     names = list(questions()) + [None] * leavers
     random.Random(seed).shuffle(names)
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        answers = [pool.submit(ask, program, name) if name else pool.submit(leave_early, program, seed + place)
-                   for place, name in enumerate(names)]
-        return {name: future.result() for name, future in zip(names, answers)
-                if future.result() is not None or name}
+        answers = [
+            pool.submit(ask, program, name) if name else pool.submit(leave_early, program, seed + place)
+            for place, name in enumerate(names)
+        ]
+        return {
+            name: future.result()
+            for name, future in zip(names, answers)
+            if future.result() is not None or name
+        }
 
 
 def digest(answers):

@@ -1,5 +1,6 @@
 """Somebody dies: what clients, the other side and the log learn, how soon, and what is left."""
 
+import concurrent.futures
 import os
 import random
 import re
@@ -141,6 +142,29 @@ def test_worker_is_told_to_leave(pair):
         assert str(worker.process.pid) in message or "rank" in message, message
     assert head.wait() == 1
     assert worker.wait() == 0
+
+
+def test_whole_answers_get_an_error(launch):
+    """Requests that do not stream, some of them still waiting for their turn."""
+    program = launch(*SMALL, "-dp", "2", "--max-num-seqs", "2").wait_ready()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(program.call, "/v1/completions", FOREVER | {"n": 2}) for _ in range(8)]
+        wait_for(lambda: program.total("vllm:num_requests_waiting") > 0, 10, "nobody waits")
+        os.kill(program.ranks()[1], signal.SIGKILL)
+        for answer in answers:
+            status, body = answer.result()
+            assert status in (500, 503) and "rank 1 " in body["error"]["message"], (status, body)
+    assert program.wait() == 1
+
+
+def test_death_while_draining(launch):
+    program = launch(*SMALL, "-tp", "2").wait_ready()
+    stream = streaming(program, 1)
+    program.signal(signal.SIGTERM)
+    wait_for(lambda: "draining" in program.text(), 10, program.text)
+    os.kill(program.ranks()[0], signal.SIGKILL)
+    assert "rank 0 " in errors_of(stream)[0]
+    assert program.wait() == 1
 
 
 def test_idle_rank(launch):

@@ -60,18 +60,27 @@ class TestLayouts:
             assert labels["node"]
         self.check_weights(layout, world)
         self.check_exchanges(layout, dp, tp, ep)
-        groups = {labels["engine"] for name, labels, _ in layout.metrics() if name == "vllm:num_requests_running"}
+        groups = {
+            labels["engine"] for name, labels, _ in layout.metrics() if name == "vllm:num_requests_running"
+        }
         assert groups == {str(group) for group in range(dp)}
         assert layout.total("vllm:num_requests_running") == 0
         assert layout.total("vllm:kv_cache_usage_perc") == 0
 
     def check_weights(self, layout, world):
         metrics = layout.metrics()
-        held = {int(labels["rank"]): value for name, labels, value in metrics
-                if name == "tessera:rank_weight_bytes"}
+        held = {
+            int(labels["rank"]): value
+            for name, labels, value in metrics
+            if name == "tessera:rank_weight_bytes"
+        }
         assert sorted(held) == list(range(world))
-        planned = subprocess.run([BINARY, "inspect", MODEL, "--layout", "--json", *model_flags(layout.words)],
-                                 cwd=ROOT, capture_output=True, text=True)
+        planned = subprocess.run(
+            [BINARY, "inspect", MODEL, "--layout", "--json", *model_flags(layout.words)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         assert planned.returncode == 0, planned.stderr
         for rank in json.loads(planned.stdout)["ranks"]:
             seen, said = held[rank["rank"]], rank["weight_bytes"]
@@ -152,4 +161,3 @@ def model_flags(words):
         elif word == "--enable-expert-parallel":
             kept.append(word)
     return kept
-

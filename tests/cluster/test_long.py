@@ -18,8 +18,11 @@ def state(program):
     found = {}
     for process in program.processes():
         folder = pathlib.Path(f"/proc/{process}")
-        kib = next(int(line.split()[1]) for line in (folder / "status").read_text().splitlines()
-                   if line.startswith("VmRSS"))
+        kib = next(
+            int(line.split()[1])
+            for line in (folder / "status").read_text().splitlines()
+            if line.startswith("VmRSS")
+        )
         found[process] = (len(list((folder / "fd").iterdir())), kib)
     return found
 
@@ -52,26 +55,47 @@ def load(program, reference, count, seed):
 
 
 def idle(program):
-    return not any(program.total(name) for name in ("vllm:num_requests_running", "vllm:num_requests_waiting",
-                                                    "vllm:kv_cache_usage_perc"))
+    return not any(
+        program.total(name)
+        for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+    )
 
 
 def test_nothing_is_left(launch, reference):
-    program = launch(*SMALL, "-dp", "2", "-tp", "2", "--max-num-batched-tokens", "64", "--max-num-seqs", "16",
-                     "--num-gpu-blocks-override", "96").wait_ready()
+    program = launch(
+        *SMALL,
+        "-dp",
+        "2",
+        "-tp",
+        "2",
+        "--max-num-batched-tokens",
+        "64",
+        "--max-num-seqs",
+        "16",
+        "--num-gpu-blocks-override",
+        "96",
+    ).wait_ready()
     load(program, reference, 150, seed=1)
     wait_for(lambda: idle(program), 20, "requests are left")
     before = wait_for(lambda: quiet(program), 10, lambda: f"sockets are left: {state(program)}")
     load(program, reference, REQUESTS, seed=1_000_000)
     wait_for(lambda: idle(program), 20, "requests are left")
-    wait_for(lambda: sorted(descriptors(program).items()) == sorted(descriptors_of(before).items()), 10,
-             lambda: f"descriptors: before {before}, now {state(program)}")
+    wait_for(
+        lambda: sorted(descriptors(program).items()) == sorted(descriptors_of(before).items()),
+        10,
+        lambda: f"descriptors: before {before}, now {state(program)}",
+    )
     after = state(program)
     assert sorted(after) == sorted(before)  # the same processes
     for process, (_, kib) in after.items():
-        assert kib - before[process][1] < 16 * 1024, f"process {process} grew: {before[process]}, {after[process]}"
-    groups = {labels["engine"]: value for name, labels, value in program.metrics()
-              if name == "vllm:generation_tokens_total"}
+        assert (
+            kib - before[process][1] < 16 * 1024
+        ), f"process {process} grew: {before[process]}, {after[process]}"
+    groups = {
+        labels["engine"]: value
+        for name, labels, value in program.metrics()
+        if name == "vllm:generation_tokens_total"
+    }
     assert sorted(groups) == ["0", "1"] and min(groups.values()) > 0.2 * max(groups.values()), groups
     assert program.stop() == 0
 

@@ -30,8 +30,12 @@ def start(launch, worker_flags, model=MODEL, head_env=None, worker_env=None):
     head = launch(*words(FLAGS | where), env=head_env)
     wait_for(lambda: "waiting on" in head.text(), 20, head.text)
     begin = time.monotonic()
-    worker = launch(*words({"--data-parallel-start-rank": "1"} | FLAGS | where | worker_flags), "--headless",
-                    model=model, env=worker_env)
+    worker = launch(
+        *words({"--data-parallel-start-rank": "1"} | FLAGS | where | worker_flags),
+        "--headless",
+        model=model,
+        env=worker_env,
+    )
     return head, worker, begin
 
 
@@ -133,14 +137,16 @@ def test_strangers_on_the_port(launch):
 
 
 def test_worker_that_left_may_come_again(launch):
-    """Of two workers one joins and dies before the other has come: the head must not wait for ever on both."""
+    """Of two workers one joins and dies before the other has come: the head must not wait for ever."""
     flags = FLAGS | {"--data-parallel-size": "4", "--data-parallel-rpc-port": str(free_port())}
     head = launch(*words(flags))
     first = launch(*words(flags | {"--data-parallel-start-rank": "1"}), "--headless")
     wait_for(lambda: "brings rank" in head.text(), 20, head.text)
     first.process.kill()
     first.wait()
-    rest = [launch(*words(flags | {"--data-parallel-start-rank": str(group)}), "--headless") for group in (2, 3)]
+    rest = [
+        launch(*words(flags | {"--data-parallel-start-rank": str(group)}), "--headless") for group in (2, 3)
+    ]
     begin = time.monotonic()
     code = head.wait(30)  # it cannot start without them: an end that says so
     assert code == 1 and time.monotonic() - begin < 20
