@@ -18,7 +18,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
 ]
-ROOMS = ("base", "kernels", "text", "model", "engine", "cluster", "http", "cli")
+ROOMS = ("base", "comm", "kernels", "text", "model", "engine", "cluster", "http", "cli")
 
 # A library stands in one .cc; these are the exceptions, each with its reason.
 LIBRARY_PLACES = {
