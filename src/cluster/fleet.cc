@@ -211,6 +211,7 @@ Status Fleet::Content::Spawn() {
   ASSIGN_OR_RETURN(agent, NodeAgent::Start(of_agent, [this](int, const std::string& text) {
                      Break({ErrorKind::kUnavailable, text});
                    }));
+  const std::lock_guard lock(mutex);  // a rank may end already
   statuses.resize(static_cast<size_t>(world()));
   for (int rank = 0; rank < world(); ++rank) {
     const Topology topology(options.setup.degrees, rank);
@@ -255,7 +256,8 @@ Status Fleet::Content::SetUp() {
   for (const auto& node : nodes) {
     const NodeRanks ranks = node->ranks();
     for (int rank = ranks.first; rank < ranks.first + ranks.count; ++rank) {
-      setup.rank = rank;  // the node's agent fills in its own part
+      setup.rank = rank;  // the node's agent fills in its own part, and the secret, which does not travel
+      setup.secret.clear();
       setup.data_address = several ? node->hello.data_address : "";
       RETURN_IF_ERROR(SendTo(rank, FrameType::kSetup, Encode(setup)));
     }
@@ -275,6 +277,7 @@ Status Fleet::Content::BringUp() {
   ASSIGN_OR_RETURN(const std::vector<Frame> frames, Collect(FrameType::kLoaded, After(options.load_limit)));
   for (size_t rank = 0; rank < frames.size(); ++rank) {
     ASSIGN_OR_RETURN(RankLoaded report, DecodeRankLoaded(frames[rank].bytes));
+    const std::lock_guard lock(mutex);
     statuses[rank].weight_bytes = report.weight_bytes;
     loaded.push_back(std::move(report));
   }
@@ -386,7 +389,7 @@ Error Fleet::Content::CauseOfLoss(const Source& source, const Error& seen) {
 Error Fleet::Content::EndOfNode(Node& node, std::string why) {
   for (;;) {
     const auto frame = node.link.TryReceive();
-    if (!frame) why = frame.error().message;
+    if (!frame && why.empty()) why = frame.error().message;  // a socket tells its error once, then its end
     if (!frame || !*frame) break;
     if ((*frame)->type != FrameType::kGone) continue;
     if (const auto text = DecodeText((*frame)->bytes))
@@ -404,9 +407,9 @@ void Fleet::Content::Break(const Error& error) {
     failure = error;
     tell = running;
     for (RankStatus& status : statuses) status.up = false;
+    for (const Source& source : sources) source.link->socket().Shutdown();
     failed.notify_all();
   }
-  for (const Source& source : sources) source.link->socket().Shutdown();
   if (tell) on_failure(error);
 }
 
@@ -421,7 +424,7 @@ void Fleet::Content::Monitor() {
     const std::lock_guard lock(talking);
     for (size_t i = 0; i < nodes.size(); ++i) {
       if (waits[i + 1].revents == 0) continue;
-      Break(EndOfNode(*nodes[i], "its connection ends"));
+      Break(EndOfNode(*nodes[i], ""));
       return;
     }
   }

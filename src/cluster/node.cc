@@ -139,6 +139,7 @@ Status Node::Setup(Frame& frame) {
   ASSIGN_OR_RETURN(RankSetup setup, DecodeRankSetup(frame.bytes));
   setup.model = options_.model;
   setup.isa = options_.isa;
+  setup.secret = options_.secret;
   SetLocalPart(setup, setup.rank - options_.ranks.first, options_.ranks.count, options_.threads);
   frame.bytes = Encode(setup);
   return {};
