@@ -41,10 +41,12 @@ def measure(options, model, layout, batch_size):
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [BINARY, "bench", "latency", model, *flags, "--batch-size", batch_size]
         command += ["--input-len", 16, "--output-len", options.output_len]
+        # Room for what is measured; without it a rank's cache would be what its share of the memory leaves.
+        command += ["--kv-cache-memory-bytes", "64M", "--max-num-batched-tokens", 1024, "--max-num-seqs", 64]
         command += ["--num-iters-warmup", 1, "--num-iters", options.iterations, "--output-json", file.name]
         done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
         if done.returncode != 0:
-            print(f"  tp {tp} dp {dp} ep {ep}: {done.stderr.strip().splitlines()[-1]}")
+            print(f"  tp {tp} dp {dp} ep {ep}: {done.stderr.strip().splitlines()[-1][:300]}")
             return None
         return json.load(file)
 
@@ -97,9 +99,13 @@ def main():
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2, help="of all layouts in turn")
+    parser.add_argument("--layouts", nargs="+", help="of the list only these, as TP,DP,EP")
     parser.add_argument("--json", type=pathlib.Path, help="file for the result")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores")
+    if options.layouts:
+        wanted = {tuple(int(part) for part in layout.split(",")) for layout in options.layouts}
+        LAYOUTS[:] = [layout for layout in LAYOUTS if layout in wanted]
     models = [options.model]
     if options.slice:
         make_slice()

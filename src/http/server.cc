@@ -517,7 +517,8 @@ void HttpServer::Content::Accept() {
 void HttpServer::Content::Sweep() {
   sweep_timer.expires_after(std::chrono::seconds(1));
   sweep_timer.async_wait([this](error_code cancelled) {
-    if (cancelled) return;
+    // A timer that had expired before CloseAll cancelled it comes without an error.
+    if (cancelled || !acceptor.is_open()) return;
     const auto now = steady_clock::now();
     std::vector<std::shared_ptr<Connection>> all;
     all.reserve(connections.size());
