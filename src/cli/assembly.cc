@@ -111,6 +111,11 @@ uint64_t WorkspaceBytes(const ModelConfig& config, const EngineFlags& flags, con
          uint64_t{8} * flags.max_num_seqs * config.vocab_size / tp + rotary;
 }
 
+std::string ForcedIsa() {
+  const char* forced = std::getenv("TESSERA_ISA");
+  return forced == nullptr ? "" : forced;
+}
+
 Result<int> MaxModelLen(const EngineFlags& flags, const ModelConfig& config) {
   const int64_t length = flags.max_model_len.value_or(config.max_position_embeddings);
   if (length > config.max_position_embeddings) {
@@ -154,8 +159,7 @@ Result<CacheSize> Assembly::Fit(const EngineFlags& flags, uint64_t memory_bytes,
 }
 
 Status Assembly::LoadAlone(const EngineFlags& flags) {
-  const char* forced = std::getenv("TESSERA_ISA");
-  ASSIGN_OR_RETURN(const kernels::Kernels* const kernels, kernels::Choose(forced == nullptr ? "" : forced));
+  ASSIGN_OR_RETURN(const kernels::Kernels* const kernels, kernels::Choose(ForcedIsa()));
   ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(flags.model, config, plan.quantization));
   alone_.threads =
       std::make_unique<ThreadPool>(flags.threads > 0 ? static_cast<int>(flags.threads) : AvailableCores());
@@ -174,7 +178,6 @@ Status Assembly::LoadAlone(const EngineFlags& flags) {
 }
 
 Status Assembly::LoadFleet(const EngineFlags& flags, const Wishes& wishes) {
-  const char* forced = std::getenv("TESSERA_ISA");
   FleetOptions options{.setup = {.model = flags.model,
                                  .quantization = plan.quantization,
                                  .degrees = plan.degrees,
@@ -183,7 +186,7 @@ Status Assembly::LoadFleet(const EngineFlags& flags, const Wishes& wishes) {
                                  .max_model_len = max_model_len,
                                  .num_tokens = tokenizer->vocab_size(),
                                  .threads = static_cast<int32_t>(flags.threads),
-                                 .isa = forced == nullptr ? "" : forced,
+                                 .isa = ForcedIsa(),
                                  .log_level = static_cast<int32_t>(wishes.log_level),
                                  .deadline_ms = wishes.exchange_limit.count()},
                        .local = plan.local,

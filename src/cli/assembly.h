@@ -53,6 +53,7 @@ uint64_t WorkspaceBytes(const ModelConfig& config, const EngineFlags& flags, con
 
 // What the hosts of one cluster must have in common.
 Result<Agreement> MakeAgreement(const EngineFlags& flags, const ParallelPlan& plan, int max_model_len);
+std::string ForcedIsa();  // TESSERA_ISA, or empty
 Result<int> MaxModelLen(const EngineFlags& flags, const ModelConfig& config);
 
 // Everything between the flags and the engine, in order of construction; the engine goes first at the end.

@@ -204,7 +204,6 @@ Status ServeHeadless(const ServeOptions& options, const ModelConfig& config, con
                      SignalWatch& signals) {
   ASSIGN_OR_RETURN(const int max_model_len, MaxModelLen(options.engine, config));
   ASSIGN_OR_RETURN(const Agreement agreement, MakeAgreement(options.engine, plan, max_model_len));
-  const char* forced = std::getenv("TESSERA_ISA");
   const NodeOptions node{.head = plan.control,
                          .source = plan.source_address,
                          .secret = plan.secret,
@@ -213,7 +212,7 @@ Status ServeHeadless(const ServeOptions& options, const ModelConfig& config, con
                          .agreement = agreement,
                          .model = options.engine.model,
                          .data_address = plan.data_address,
-                         .isa = forced == nullptr ? "" : forced,
+                         .isa = ForcedIsa(),
                          .threads = static_cast<int>(options.engine.threads)};
   signals.Arm();
   return RunNode(node, [&] { return signals.Wait(milliseconds(0)); });

@@ -86,10 +86,11 @@ struct Fleet::Content {
   std::mutex talking;  // held while frames are exchanged
   mutable std::mutex mutex;
   std::condition_variable failed;
-  std::optional<Error> failure;      // guarded by mutex; the first cause
-  bool running = false;              // guarded by mutex: failures are told
-  bool leaving = false;              // guarded by mutex: ranks end because they were told to
-  std::vector<RankStatus> statuses;  // guarded by mutex
+  std::optional<Error> failure;            // guarded by mutex; the first cause
+  bool running = false;                    // guarded by mutex: failures are told
+  bool leaving = false;                    // guarded by mutex: ranks end because they were told to
+  std::vector<RankStatus> statuses;        // guarded by mutex
+  std::vector<CommunicatorCounts> counts;  // guarded by mutex; [world], of the last step
   std::thread monitor;
   Socket wake;  // an eventfd for the monitor
 
@@ -208,11 +209,12 @@ Status Fleet::Content::Join() {
 Status Fleet::Content::Spawn() {
   const NodeAgentOptions of_agent{
       .degrees = options.setup.degrees, .first_rank = options.local.first, .num_ranks = options.local.count};
-  ASSIGN_OR_RETURN(agent, NodeAgent::Start(of_agent, [this](int, const std::string& text) {
+  ASSIGN_OR_RETURN(agent, NodeAgent::Start(of_agent, [this](const std::string& text) {
                      Break({ErrorKind::kUnavailable, text});
                    }));
   const std::lock_guard lock(mutex);  // a rank may end already
   statuses.resize(static_cast<size_t>(world()));
+  counts.resize(static_cast<size_t>(world()));
   for (int rank = 0; rank < world(); ++rank) {
     const Topology topology(options.setup.degrees, rank);
     statuses[rank] = {.rank = rank,
@@ -484,13 +486,7 @@ Result<StepOutput> Fleet::Run(const Step& step) {
       ASSIGN_OR_RETURN(RankReport report, DecodeRankReport(frames[rank].bytes));
       outputs.push_back(std::move(report.output));
       const std::lock_guard lock(content.mutex);
-      auto& exchanges = content.statuses[rank].exchanges;
-      exchanges.resize(kNumCollectives);
-      for (int i = 0; i < kNumCollectives; ++i) {
-        const CollectiveCounts& counts = report.counts[i];
-        exchanges[i] = {std::string(CollectiveName(static_cast<Collective>(i))), counts.calls, counts.bytes,
-                        counts.wire_bytes};
-      }
+      content.counts[rank] = report.counts;
     }
     return MergeOutputs(step, content.options.setup.degrees, outputs);
   };
@@ -501,7 +497,15 @@ Result<StepOutput> Fleet::Run(const Step& step) {
 
 std::vector<RankStatus> Fleet::Ranks() const {
   const std::lock_guard lock(content_->mutex);
-  return content_->statuses;
+  std::vector<RankStatus> statuses = content_->statuses;
+  for (size_t rank = 0; rank < statuses.size(); ++rank) {
+    for (int i = 0; i < kNumCollectives; ++i) {
+      const CollectiveCounts& counts = content_->counts[rank][i];
+      statuses[rank].exchanges.push_back({std::string(CollectiveName(static_cast<Collective>(i))),
+                                          counts.calls, counts.bytes, counts.wire_bytes});
+    }
+  }
+  return statuses;
 }
 
 void Fleet::Stop() {

@@ -120,7 +120,7 @@ Status Node::Join() {
 Status Node::StartRanks() {
   const NodeAgentOptions of_agent{
       .degrees = options_.degrees, .first_rank = options_.ranks.first, .num_ranks = options_.ranks.count};
-  ASSIGN_OR_RETURN(agent_, NodeAgent::Start(of_agent, [this](int, const std::string& text) {
+  ASSIGN_OR_RETURN(agent_, NodeAgent::Start(of_agent, [this](const std::string& text) {
                      const std::lock_guard lock(mutex_);
                      if (!ended_) ended_ = text;
                      eventfd_write(wake_.descriptor(), 1);

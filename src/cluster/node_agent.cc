@@ -172,7 +172,7 @@ void NodeAgent::Content::End(Process& process) {
     std::string text = Format("rank {} (dp {}, tp {}, process {}) {}", process.rank, topology.dp_rank(),
                               topology.tp_rank(), process.id, HowItEnded(info));
     if (const std::string last = process.words.Last(); !last.empty()) text += "; its last words: " + last;
-    on_exit(process.rank, text);
+    on_exit(text);
   }
   const std::lock_guard lock(mutex);
   --num_running;

@@ -27,7 +27,7 @@ class NodeAgent {
  public:
   // How a rank ended: "rank 3 (dp 0, tp 3, process 4711) was killed by signal 9 (Killed); its last words:
   // ...".
-  using OnExit = std::function<void(int rank, const std::string& text)>;
+  using OnExit = std::function<void(const std::string& text)>;
 
   // Starts the processes, `tessera rank R dp D tp T` of this very binary. `on_exit` is called on the agent's
   // own thread, for ends that Stop did not ask for.

@@ -56,6 +56,7 @@ Result<RankOutput> Rank::Run(const Step& step) {
   ASSIGN_OR_RETURN(output.failures, model_->Forward(step, cache_));
 
   const int num_rows = static_cast<int>(group.rows.size());
+  const std::vector<int32_t> sequences = SequencesOfRows(group);
   const auto vocab = static_cast<size_t>(config_.vocab_size);
   for (int first = 0; first < num_rows; first += kLogitRows) {
     const int count = std::min(kLogitRows, num_rows - first);
@@ -71,13 +72,8 @@ Result<RankOutput> Rank::Run(const Step& step) {
       finite[i] = samplers_[thread].Sample(group, group.rows[row.index],
                                            std::span(logits_).subspan(i * vocab, vocab), row.output);
     });
-    for (int i = 0, sequence = 0; i < share.size(); ++i) {  // rows and sequences both ascend by token
-      const int token = group.rows[first + share.begin + i].token;
-      const auto end = [&] {
-        return group.sequences[sequence].first_token + group.sequences[sequence].num_tokens;
-      };
-      while (token >= end()) ++sequence;
-      std::string& failure = output.failures[sequence];
+    for (int i = 0; i < share.size(); ++i) {
+      std::string& failure = output.failures[sequences[output.rows[begin + i].index]];
       if (!finite[i] && failure.empty()) failure = "a logit is not finite";
     }
   }

@@ -28,17 +28,26 @@ Status TakeRows(const GroupStep& step, int rank, RankOutput& from, GroupOutput& 
 }
 
 void EmptyFailedRows(const GroupStep& step, GroupOutput& output) {
-  size_t sequence = 0;  // rows and sequences both ascend by token
-  for (size_t row = 0; row < step.rows.size(); ++row) {
-    const auto end = [&] {
-      return step.sequences[sequence].first_token + step.sequences[sequence].num_tokens;
-    };
-    while (step.rows[row].token >= end()) ++sequence;
-    if (!output.failures[sequence].empty()) output.rows[row] = {};
+  const std::vector<int32_t> sequences = SequencesOfRows(step);
+  for (size_t row = 0; row < sequences.size(); ++row) {
+    if (!output.failures[sequences[row]].empty()) output.rows[row] = {};
   }
 }
 
 }  // namespace
+
+std::vector<int32_t> SequencesOfRows(const GroupStep& step) {
+  std::vector<int32_t> sequences;
+  int32_t sequence = 0;
+  for (const LogitRow& row : step.rows) {
+    const auto end = [&] {
+      return step.sequences[sequence].first_token + step.sequences[sequence].num_tokens;
+    };
+    while (row.token >= end()) ++sequence;
+    sequences.push_back(sequence);
+  }
+  return sequences;
+}
 
 Result<StepOutput> MergeOutputs(const Step& step, const Degrees& degrees, std::span<RankOutput> outputs) {
   CHECK_EQ(step.groups.size(), static_cast<size_t>(degrees.dp));

@@ -22,6 +22,9 @@ struct RankOutput {
   std::vector<std::string> failures;  // one per sequence of the group, or none where it is idle
 };
 
+// The sequence of each logit row; rows and sequences both ascend by token.
+std::vector<int32_t> SequencesOfRows(const GroupStep& step);
+
 // `outputs`: one per rank, in their order. Rows of failed sequences are emptied. kInternal when rows or
 // sequences are missing, doubled or out of range: a rank is not to be trusted with the shape of an answer.
 Result<StepOutput> MergeOutputs(const Step& step, const Degrees& degrees, std::span<RankOutput> outputs);

@@ -2,6 +2,7 @@
 #include "model/feed_forward.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace tessera {
 
@@ -39,17 +40,12 @@ Status FeedForwardBlock::Run(int layer, const LayerWeights& weights, const Batch
     return {};
   }
   if (mode == MoeMode::kGather) {
-    RETURN_IF_ERROR(GatherRows(batch));
+    const std::vector<int> tokens = TokensByRank(batch);
+    RETURN_IF_ERROR(GatherRows(tokens));
     Compute(weights, true, weights.shared, num_rows_);
-    std::vector<int64_t> counts(peers_.world.size());
-    int first_own = 0;
-    for (int rank = 0, at = 0; rank < peers_.world.size(); ++rank) {
-      const Topology peer(peers_.topology.degrees(), rank);
-      const int tokens = peer.Tokens(batch.group_tokens[peer.dp_rank()]).size();
-      counts[rank] = tokens * sums_.stride();
-      if (rank == peers_.topology.rank()) first_own = at;
-      at += tokens;
-    }
+    std::vector<int64_t> counts;
+    for (const int count : tokens) counts.push_back(count * sums_.stride());
+    const int first_own = std::accumulate(tokens.begin(), tokens.begin() + peers_.topology.rank(), 0);
     RETURN_IF_ERROR(peers_.world.ReduceScatter(sums_.Values(0, num_rows_), counts,
                                                sums_.Values(first_own, first_own + own.size())));
     AddResidual(layer, own, first_own, residual, failures);
@@ -94,18 +90,22 @@ void FeedForwardBlock::Normalise(int layer, const LayerWeights& weights, Slice o
   });
 }
 
-// kGather: the table becomes all ranks' rows, in the order of the ranks.
-Status FeedForwardBlock::GatherRows(const Batch& batch) {
-  std::vector<int64_t> sizes(peers_.world.size());
-  int total = 0;
+// kGather: how many tokens each rank owns.
+std::vector<int> FeedForwardBlock::TokensByRank(const Batch& batch) const {
+  std::vector<int> tokens;
   for (int rank = 0; rank < peers_.world.size(); ++rank) {
     const Topology peer(peers_.topology.degrees(), rank);
-    const int tokens = peer.Tokens(batch.group_tokens[peer.dp_rank()]).size();
-    sizes[rank] = tokens * row_bytes();
-    total += tokens;
+    tokens.push_back(peer.Tokens(batch.group_tokens[peer.dp_rank()]).size());
   }
+  return tokens;
+}
+
+// kGather: the table becomes all ranks' rows, in the order of the ranks.
+Status FeedForwardBlock::GatherRows(std::span<const int> tokens_by_rank) {
+  std::vector<int64_t> sizes;
+  for (const int tokens : tokens_by_rank) sizes.push_back(tokens * row_bytes());
   outgoing_.assign(table_.begin(), table_.begin() + num_rows_ * row_floats_);
-  num_rows_ = total;
+  num_rows_ = std::accumulate(tokens_by_rank.begin(), tokens_by_rank.end(), 0);
   Grow(table_, num_rows_ * row_floats_);
   return peers_.world.AllGather(
       std::as_bytes(std::span(outgoing_)), sizes,

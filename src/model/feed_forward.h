@@ -11,6 +11,7 @@
 // fixed-point terms are added.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "model/batch.h"
@@ -55,7 +56,8 @@ class FeedForwardBlock {
   // -- Filling the table
   void Normalise(int layer, const LayerWeights& weights, Slice own, const float* residual, bool routed,
                  RowFailures& failures);
-  Status GatherRows(const Batch& batch);
+  std::vector<int> TokensByRank(const Batch& batch) const;
+  Status GatherRows(std::span<const int> tokens_by_rank);
   Status ExchangeRows(Slice own);
   // -- Computing it: `whole` is the FFN that the first num_whole rows all go to.
   void Compute(const LayerWeights& weights, bool routed, const FeedForward& whole, int num_whole);

@@ -53,10 +53,10 @@ def check_refuses(head):
     assert head.call("/v1/completions", {"prompt": "I am", "max_tokens": 1})[0] in (0, 503)
 
 
-def test_rank_of_the_head(pair):
-    head, worker = pair
+def kill_a_rank(head, owner):
+    """Kills one of the owner's ranks under load; all streams name it, and the head ends. Its process."""
     streams = streaming(head)
-    rank, process = random.choice(sorted(head.ranks().items()))
+    rank, process = random.choice(sorted(owner.ranks().items()))
     killed = time.monotonic()
     os.kill(process, signal.SIGKILL)
     for message in errors_of(streams):
@@ -64,21 +64,19 @@ def test_rank_of_the_head(pair):
     assert time.monotonic() - killed < 2
     check_refuses(head)
     assert head.wait() == 1
+    return process
+
+
+def test_rank_of_the_head(pair):
+    head, worker = pair
+    process = kill_a_rank(head, head)
     assert worker.wait() not in (0, -signal.SIGKILL)
     assert f"process {process}) was killed by signal 9" in head.text()
 
 
 def test_rank_of_the_worker(pair):
     head, worker = pair
-    streams = streaming(head)
-    rank, process = random.choice(sorted(worker.ranks().items()))
-    killed = time.monotonic()
-    os.kill(process, signal.SIGKILL)
-    for message in errors_of(streams):
-        assert f"rank {rank} " in message and "signal 9" in message, message
-    assert time.monotonic() - killed < 2
-    check_refuses(head)
-    assert head.wait() == 1
+    process = kill_a_rank(head, worker)
     assert worker.wait() == 1
     for program in pair:
         assert f"process {process}) was killed by signal 9" in program.text()
