@@ -18,11 +18,12 @@ namespace {
 struct RandomFlags {
   std::string folder;
   std::string preset = "toy";
-  std::string format = "bf16";
+  std::string format = "";
   int64_t seed = 0;
   bool noise = true;
   std::string tokenizer;
   int64_t max_shard_bytes = int64_t{4} << 30;
+  std::string gguf;
   std::vector<std::string> dimensions;  // by RandomDimensions(); empty: the preset's
 };
 
@@ -36,11 +37,13 @@ FlagTable Table(RandomFlags& o) {
   table.flags = {
       {"preset", "", TextFlag{&o.preset, {"toy", "odd", "r1-slice"}}, "where the dimensions start",
        "Checkpoint"},
-      {"format", "", TextFlag{&o.format, {"bf16", "w8a8"}}, "w8a8: the ModelSlim layout", "Checkpoint"},
+      {"format", "", TextFlag{&o.format, {"bf16", "w8a8"}},
+       "w8a8: the ModelSlim layout; empty: w8a8 for r1-slice and with --gguf, else bf16", "Checkpoint"},
       {"seed", "", IntFlag{&o.seed, 0, INT64_MAX}, "of every value", "Checkpoint"},
       {"noise", "", BoolFlag{&o.noise}, "norm weights around 1 instead of 1", "Checkpoint"},
       {"tokenizer", "", TextFlag{&o.tokenizer}, "folder whose tokenizer is copied; empty: bytes",
        "Checkpoint"},
+      {"gguf", "", TextFlag{&o.gguf}, "also the same weights as this GGUF file, for llama.cpp", "Checkpoint"},
       {"max-shard-bytes", "", IntFlag{&o.max_shard_bytes, 4096, INT64_MAX, true}, "size of one file",
        "Checkpoint"},
   };
@@ -55,7 +58,9 @@ FlagTable Table(RandomFlags& o) {
 
 Status Write(const RandomFlags& o) {
   ASSIGN_OR_RETURN(RandomCheckpointOptions options, RandomPreset(o.preset));
-  options.format = o.format == "w8a8" ? RandomFormat::kW8a8 : RandomFormat::kBf16;
+  if (o.format == "w8a8" || (o.format.empty() && !o.gguf.empty())) options.format = RandomFormat::kW8a8;
+  if (o.format == "bf16") options.format = RandomFormat::kBf16;
+  options.gguf = o.gguf;
   options.seed = static_cast<uint64_t>(o.seed);
   options.noise = options.noise && o.noise;
   options.tokenizer_folder = o.tokenizer;
@@ -78,7 +83,8 @@ Status Write(const RandomFlags& o) {
                                   done == total ? "\n" : "");
                    }));
   fmt::print("{}: {:.1f} M parameters, {} ({}, seed {})\n", o.folder, size.num_parameters / 1e6,
-             BytesText(size.num_bytes), o.format, o.seed);
+             BytesText(size.num_bytes), options.format == RandomFormat::kW8a8 ? "w8a8" : "bf16", o.seed);
+  if (!o.gguf.empty()) fmt::print("{}: {}\n", o.gguf, BytesText(size.num_gguf_bytes));
   return {};
 }
 

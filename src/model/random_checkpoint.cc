@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "base/threads.h"
 #include "kernels/kernels.h"
 #include "model/checkpoint_texts.h"
+#include "model/gguf_model.h"
 #include "model/jobs.h"
 #include "model/random_tensor.h"
 #include "model/shard_writer.h"
@@ -77,17 +79,28 @@ class RandomWriter {
   Status WriteTokenizer(const std::string& folder) const;
 
   Status WriteRows(const Work& work, int64_t first_row, int64_t num_rows) const;
+  Status WriteMatrixRows(const Work& work, int64_t first_row, std::span<const float> values) const;
   Status WriteInt8Rows(const Work& work, int64_t first_row, int64_t num_rows) const;
+  int64_t JobRows(const Work& work) const;
+  bool InGguf(const Work& work) const { return gguf_ && gguf_->Has(work.tensor.name); }
   RandomTensor Source(const Work& work) const;
   std::vector<float> Beta(const std::string& linear, int64_t size) const;
 
   const RandomCheckpointOptions& options_;
   const ModelConfig& config_;
   ShardWriter main_, mtp_;
+  std::optional<GgufModel> gguf_;
   std::vector<Work> works_;
   std::string description_;
   RandomCheckpointSize size_;
 };
+
+// The smallest power of two that is not below x > 0.
+float PowerOfTwoAbove(double x) {
+  int exponent = 0;
+  const double significand = std::frexp(x, &exponent);  // in [0.5, 1)
+  return static_cast<float>(std::ldexp(1.0, significand == 0.5 ? exponent - 1 : exponent));
+}
 
 float RoundToBf16(float x) {
   return kernels::ToFloat(kernels::ToBf16(x));
@@ -235,16 +248,39 @@ RandomTensor RandomWriter::Source(const Work& work) const {
 Status RandomWriter::WriteRows(const Work& work, int64_t first_row, int64_t num_rows) const {
   if (work.form != Form::kFloat) return WriteInt8Rows(work, first_row, num_rows);
   std::vector<float> values(static_cast<size_t>(num_rows * work.columns()));
-  const auto first = static_cast<uint64_t>(first_row * work.columns());
-  Source(work).Fill(first, values);
-  if (work.tensor.kind == TensorKind::kRouterBias)
-    return work.writer->Write(work.tensor.name, first * 4, Bytes(values));
+  const int64_t first = first_row * work.columns();
+  Source(work).Fill(static_cast<uint64_t>(first), values);
+  if (work.tensor.kind == TensorKind::kMatrix && w8a8()) return WriteMatrixRows(work, first_row, values);
+  const bool is_bias = work.tensor.kind == TensorKind::kRouterBias;
   const bool is_norm_weight = work.tensor.kind == TensorKind::kNorm && work.tensor.name.ends_with(".weight");
+  std::vector<Bf16> rounded;
+  for (float& value : values) {
+    if (is_bias) break;
+    rounded.push_back(kernels::ToBf16(is_norm_weight ? 1 + value : value));
+    value = kernels::ToFloat(rounded.back());
+  }
+  if (InGguf(work)) RETURN_IF_ERROR(gguf_->WriteFloats(work.tensor.name, first, values));
+  const auto bytes = is_bias ? Bytes(values) : Bytes(rounded);
+  return work.writer->Write(work.tensor.name, static_cast<uint64_t>(first) * (is_bias ? 4 : 2), bytes);
+}
+
+// A matrix that W8A8 leaves bf16: int8 codes times one power of two for all of it, so that a row, or a column
+// (attn_k_b has kv_b transposed), is exact in bf16 and in Q8_0.
+Status RandomWriter::WriteMatrixRows(const Work& work, int64_t first_row,
+                                     std::span<const float> values) const {
+  const float scale = PowerOfTwoAbove(Source(work).largest() / 127);
+  std::vector<int8_t> codes(values.size());
   std::vector<Bf16> rounded(values.size());
   for (size_t i = 0; i < values.size(); ++i) {
-    rounded[i] = kernels::ToBf16(is_norm_weight ? 1 + values[i] : values[i]);
+    codes[i] = static_cast<int8_t>(std::rint(values[i] / scale));
+    rounded[i] = kernels::ToBf16(static_cast<float>(codes[i]) * scale);
   }
-  return work.writer->Write(work.tensor.name, first * 2, Bytes(rounded));
+  if (InGguf(work)) {
+    const std::vector<float> scales(values.size() / static_cast<size_t>(work.columns()), scale);
+    RETURN_IF_ERROR(gguf_->WriteRows(work.tensor.name, first_row, codes, scales));
+  }
+  return work.writer->Write(work.tensor.name, static_cast<uint64_t>(first_row * work.columns()) * 2,
+                            Bytes(rounded));
 }
 
 std::vector<float> RandomWriter::Beta(const std::string& linear, int64_t size) const {
@@ -256,8 +292,8 @@ std::vector<float> RandomWriter::Beta(const std::string& linear, int64_t size) c
   return beta;
 }
 
-// Quantises rows of the bf16 model, symmetric per row. A static linear's bias undoes the shift of its input:
-// quant_bias = rint(-(sum q * beta) / s_in) - z_in * sum q.
+// Quantises rows of the bf16 model, symmetric per row, by scales that fp16 holds. A static linear's bias
+// undoes the shift of its input: quant_bias = rint(-(sum q * beta) / s_in) - z_in * sum q.
 Status RandomWriter::WriteInt8Rows(const Work& work, int64_t first_row, int64_t num_rows) const {
   const auto columns = static_cast<size_t>(work.columns());
   const auto count = static_cast<size_t>(num_rows);
@@ -280,7 +316,7 @@ Status RandomWriter::WriteInt8Rows(const Work& work, int64_t first_row, int64_t 
       value = RoundToBf16(value);
       largest = std::max(largest, std::abs(value));
     }
-    scales[n] = std::max(largest / 127.0f, 1e-12f);
+    scales[n] = RoundUpToFp16(largest / 127.0f);
     double shift = 0;
     int64_t total = 0;
     for (size_t k = 0; k < columns; ++k) {
@@ -293,6 +329,7 @@ Status RandomWriter::WriteInt8Rows(const Work& work, int64_t first_row, int64_t 
     biases[n] = static_cast<int32_t>(std::rint(-shift / static_cast<double>(range.scale))) -
                 static_cast<int32_t>(range.offset) * static_cast<int32_t>(total);
   }
+  if (InGguf(work)) RETURN_IF_ERROR(gguf_->WriteRows(work.tensor.name, first_row, quantised, scales));
   RETURN_IF_ERROR(work.writer->Write(linear + ".weight", first * columns, Bytes(quantised)));
   RETURN_IF_ERROR(work.writer->Write(linear + ".weight_scale", first * 4, Bytes(scales)));
   if (!is_static) return {};
@@ -302,12 +339,25 @@ Status RandomWriter::WriteInt8Rows(const Work& work, int64_t first_row, int64_t 
   return work.writer->Write(linear + ".deq_scale", first * 4, Bytes(deq_scales));
 }
 
+// Rows of one job: whole heads of kv_b, as GgufModel wants them.
+int64_t RandomWriter::JobRows(const Work& work) const {
+  const int64_t rows = std::max<int64_t>(1, kChunkElements / work.columns());
+  if (!work.tensor.name.ends_with(".kv_b_proj.weight")) return rows;
+  const int64_t head_rows = config_.qk_nope_head_dim + config_.v_head_dim;
+  return (rows + head_rows - 1) / head_rows * head_rows;
+}
+
 Result<RandomCheckpointSize> RandomWriter::Run(const std::string& folder, const Progress& progress) {
   Plan();
   RETURN_IF_ERROR(CreateFiles(folder));
+  if (!options_.gguf.empty()) {
+    ASSIGN_OR_RETURN(GgufModel gguf, GgufModel::Create(options_.gguf, config_));
+    gguf_.emplace(std::move(gguf));
+    size_.num_gguf_bytes = gguf_->num_bytes();
+  }
   std::vector<Job> jobs;
   for (const Work& work : works_) {
-    const int64_t step = std::max<int64_t>(1, kChunkElements / work.columns());
+    const int64_t step = JobRows(work);
     const int64_t element_bytes = work.form == Form::kFloat ? 2 : 1;
     for (int64_t row = 0; row < work.rows(); row += step) {
       const int64_t num_rows = std::min(step, work.rows() - row);
@@ -328,6 +378,9 @@ Result<RandomCheckpointSize> WriteRandomCheckpoint(const std::string& folder,
                                                    const std::function<void(uint64_t, uint64_t)>& progress) {
   if (auto parsed = ParseModelConfig(ConfigText(options.config)); !parsed)
     return std::unexpected(parsed.error());
+  if (!options.gguf.empty() && options.format != RandomFormat::kW8a8) {
+    return Invalid("a GGUF file holds int8 weights: it comes beside the W8A8 format, not beside bf16");
+  }
   std::error_code failure;
   std::filesystem::create_directories(folder, failure);
   if (failure) return Invalid("cannot create the folder {}: {}", folder, failure.message());

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -99,9 +100,17 @@ TEST_F(RandomCheckpointTest, BothFormatsLoadAndPack) {
 TEST_F(RandomCheckpointTest, W8a8IsTheBf16ModelQuantised) {
   const Checkpoint bf16 = Open(Write("bf16", Odd(RandomFormat::kBf16)));
   const Checkpoint int8 = Open(Write("w8a8", Odd(RandomFormat::kW8a8)));
-  EXPECT_EQ(bf16.Read("model.embed_tokens.weight").value(), int8.Read("model.embed_tokens.weight").value());
+  const std::vector<float> embedding = bf16.ReadFloats("model.embed_tokens.weight").value();
+  const std::vector<float> rounded = int8.ReadFloats("model.embed_tokens.weight").value();
+  ASSERT_EQ(embedding.size(), rounded.size());
+  for (size_t i = 0; i < rounded.size(); ++i) {  // to multiples of 2^-3, after the rounding to bf16
+    ASSERT_EQ(std::rint(rounded[i] * 8), rounded[i] * 8);
+    ASSERT_NEAR(rounded[i], embedding[i], 0.0625 + 0.016);
+  }
   EXPECT_EQ(bf16.Read("model.layers.3.mlp.experts.4.up_proj.weight").value(),
             int8.Read("model.layers.3.mlp.experts.4.up_proj.weight").value());
+  const auto scales = int8.ReadFloats("model.layers.2.self_attn.q_b_proj.weight_scale").value();
+  for (const float scale : scales) EXPECT_EQ(std::bit_cast<uint32_t>(scale) % (1 << 13), 0u);  // as in fp16
   const std::string linear = "model.layers.1.self_attn.q_b_proj";
   const std::vector<float> weight = bf16.ReadFloats(linear + ".weight").value();
   const auto quantised = int8.Read(linear + ".weight").value();
@@ -162,6 +171,8 @@ TEST_F(RandomCheckpointTest, PresetsHaveTheirSizes) {
     slice += std::accumulate(tensor.shape.begin(), tensor.shape.end(), uint64_t{1}, std::multiplies<>());
   }
   EXPECT_NEAR(static_cast<double>(slice), 7.38e9, 0.01e9);
+  EXPECT_EQ(RandomPreset("r1-slice")->format, RandomFormat::kW8a8);
+  EXPECT_EQ(toy.format, RandomFormat::kBf16);
 }
 
 TEST_F(RandomCheckpointTest, EveryDimensionHasAFlag) {

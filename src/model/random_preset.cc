@@ -152,6 +152,7 @@ Result<RandomCheckpointOptions> RandomPreset(std::string_view name) {
   } else if (name == "r1-slice") {
     options.config = R1Slice();
     options.noise = false;
+    options.format = RandomFormat::kW8a8;  // what Tessera is measured with
   } else {
     return Invalid("preset {}: toy, odd and r1-slice are known", name);
   }

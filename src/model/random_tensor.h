@@ -14,6 +14,9 @@ class RandomTensor {
   RandomTensor(uint64_t seed, std::string_view name, double standard_deviation)
       : seed_(seed), hash_(Fnv1a(name)), unit_(standard_deviation / kByteSumDeviation) {}
 
+  // No element is larger.
+  double largest() const { return kLargestByteSum * unit_; }
+
   // Elements first, first + 1, ... Each is a sum of eight random bytes: mean 0, nearly normal (excess
   // kurtosis -0.15), at most 4.9 standard deviations; two elements a block of Philox. Integers and one
   // multiplication: the same bits everywhere.
@@ -31,6 +34,8 @@ class RandomTensor {
  private:
   // sqrt(8 * (256^2 - 1) / 12): of a sum of eight bytes; their mean is 1020.
   static constexpr double kByteSumDeviation = 209.02152999152983;
+
+  static constexpr double kLargestByteSum = 1020;  // beyond the mean
 
   static constexpr uint64_t Fnv1a(std::string_view text) {
     uint64_t hash = 0xCBF29CE484222325;

@@ -1,12 +1,7 @@
 // In a file, tensors lie by falling size of their dtype, then by name, so that each is aligned to its dtype.
 #include "model/shard_writer.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <tuple>
 #include <utility>
 
@@ -14,10 +9,6 @@
 #include "base/file.h"
 
 namespace tessera {
-
-ShardWriter::~ShardWriter() {
-  for (const File& file : files_) close(file.descriptor);
-}
 
 void ShardWriter::Add(std::string name, Dtype dtype, std::vector<int64_t> shape) {
   auto num_bytes = static_cast<uint64_t>(DtypeBytes(dtype));
@@ -73,38 +64,22 @@ Status ShardWriter::CreateFile(const std::string& path, std::span<const Tensor> 
   for (size_t i = 0; i < 8; ++i) head[i] = static_cast<char>(length >> (8 * i));
   head += header;
 
-  const int descriptor = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (descriptor < 0) return Invalid("cannot create {}: {}", path, std::strerror(errno));
-  const size_t file = files_.size();
-  files_.push_back({path, descriptor});
-  if (ftruncate(descriptor, static_cast<off_t>(head.size() + at)) != 0) {
-    return Invalid("cannot give {} its {} bytes: {}", path, head.size() + at, std::strerror(errno));
-  }
+  ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(path, head.size() + at));
   uint64_t begin = head.size();
   for (const Tensor* tensor : order) {
-    const bool added = places_.emplace(tensor->name, Place{file, begin, tensor->num_bytes}).second;
+    const bool added = places_.emplace(tensor->name, Place{files_.size(), begin, tensor->num_bytes}).second;
     CHECK(added);
     begin += tensor->num_bytes;
   }
-  return WriteAt(files_[file], 0, std::as_bytes(std::span(head)));
+  files_.push_back(std::move(file));
+  return files_.back().Write(0, std::as_bytes(std::span(head)));
 }
 
 Status ShardWriter::Write(std::string_view name, uint64_t offset, std::span<const std::byte> bytes) const {
   const auto at = places_.find(name);
   CHECK(at != places_.end());
   CHECK_LE(offset + bytes.size(), at->second.num_bytes);
-  return WriteAt(files_[at->second.file], at->second.begin + offset, bytes);
-}
-
-Status ShardWriter::WriteAt(const File& file, uint64_t offset, std::span<const std::byte> bytes) const {
-  while (!bytes.empty()) {
-    const ssize_t wrote = pwrite(file.descriptor, bytes.data(), bytes.size(), static_cast<off_t>(offset));
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote <= 0) return Invalid("cannot write {}: {}", file.path, std::strerror(errno));
-    offset += static_cast<uint64_t>(wrote);
-    bytes = bytes.subspan(static_cast<size_t>(wrote));
-  }
-  return {};
+  return files_[at->second.file].Write(at->second.begin + offset, bytes);
 }
 
 }  // namespace tessera

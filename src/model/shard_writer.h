@@ -11,17 +11,13 @@
 #include <vector>
 
 #include "base/error.h"
+#include "model/output_file.h"
 #include "model/safetensors.h"
 
 namespace tessera {
 
 class ShardWriter {
  public:
-  ShardWriter() = default;
-  ~ShardWriter();
-  ShardWriter(const ShardWriter&) = delete;
-  ShardWriter& operator=(const ShardWriter&) = delete;
-
   // Before Create. A name is added once.
   void Add(std::string name, Dtype dtype, std::vector<int64_t> shape);
   bool empty() const { return tensors_.empty(); }
@@ -42,10 +38,6 @@ class ShardWriter {
     std::vector<int64_t> shape;
     uint64_t num_bytes = 0;
   };
-  struct File {
-    std::string path;
-    int descriptor = -1;
-  };
   struct Place {
     size_t file = 0;
     uint64_t begin = 0;  // in the file
@@ -53,11 +45,10 @@ class ShardWriter {
   };
 
   Status CreateFile(const std::string& path, std::span<const Tensor> tensors);
-  Status WriteAt(const File& file, uint64_t offset, std::span<const std::byte> bytes) const;
 
   std::vector<Tensor> tensors_;
   uint64_t num_bytes_ = 0;
-  std::vector<File> files_;
+  std::vector<OutputFile> files_;
   std::map<std::string, Place, std::less<>> places_;
 };
 

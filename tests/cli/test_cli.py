@@ -358,6 +358,17 @@ def test_random_checkpoint_is_served(tmp_path):
     assert done.returncode != 0 and str(folder) in done.stderr
 
 
+def test_random_checkpoint_beside_gguf(tmp_path):
+    done = run("make-random", tmp_path / "toy", "--gguf", tmp_path / "toy.gguf")
+    assert done.returncode == 0, done.stderr
+    assert "w8a8" in done.stdout and str(tmp_path / "toy.gguf") in done.stdout
+    assert (tmp_path / "toy/quant_model_description.json").exists()
+    assert (tmp_path / "toy.gguf").read_bytes()[:8] == b"GGUF\3\0\0\0"
+    done = run("make-random", tmp_path / "bf16", "--format", "bf16", "--gguf", tmp_path / "bf16.gguf")
+    assert done.returncode == 2 and "beside the W8A8 format" in done.stderr
+    assert not (tmp_path / "bf16").exists()
+
+
 def test_collect_env():
     done = run("collect-env", env={"VLLM_API_KEY": "secret"})
     assert done.returncode == 0
