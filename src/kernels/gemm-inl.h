@@ -219,46 +219,59 @@ struct LeafSums {
 };
 constexpr uint32_t kSplitLimitBits = 0x47800000;  // 2^16
 
-// kRows activation rows, to be multiplied with any leaf of any panel.
-template <int kRows>
-struct Int8Tile {
-  static constexpr int kVectors = kInt8Panel / kLanes;
-  const PackedInt8& weight;
-  const int8_t* x[kRows];
-
-  TESSERA_INLINE void Multiply(int panel, int leaf, I (*acc)[kVectors]) const {
-    const int8_t* leaf_x[kRows];
-    TESSERA_UNROLL
-    for (int r = 0; r < kRows; ++r) leaf_x[r] = x[r] + leaf * weight.leaf_pad();
-    const uint8_t* w = weight.panels + panel * weight.panel_bytes() + leaf * weight.leaf_bytes();
-    Int8Block<kRows>(leaf_x, w, weight.leaf_quads(), acc);
+// What a block multiplies at a time: all panels of the call, cut so that the weights stay in L2 while all rows
+// pass. A leaf is whole; where leaves are independent a panel may be cut between them.
+struct Int8Cut {
+  int panels;
+  int leaves;
+  Int8Cut(const PackedInt8& weight, int num_panels, int num_rows, bool split_leaves) {
+    panels = num_panels;
+    leaves = weight.num_leaves;
+    if (num_rows <= kInt8Rows || weight.leaf_bytes() == 0) return;
+    const auto at_least_one = [](int64_t n, int most) {
+      return n < 1 ? 1 : n < most ? static_cast<int>(n) : most;
+    };
+    if (split_leaves) leaves = at_least_one(kGroupBytes / weight.leaf_bytes(), weight.num_leaves);
+    panels = at_least_one(kGroupBytes / (weight.leaf_bytes() * leaves), num_panels);
   }
 };
 
-// One whole panel of a row-parallel product, its sums touched once for all leaves. False, and nothing done,
-// where a leaf value is too large to be split: rare, and left to the way without limits.
+// kRows activation rows, to be multiplied with leaves [leaf_begin, leaf_end) of any panel.
+template <int kRows>
+struct Int8Tile {
+  const PackedInt8& weight;
+  int leaf_begin, leaf_end;
+  Int8Inputs<kRows> inputs;
+
+  TESSERA_INLINE void Multiply(int panel, int leaf, I (*acc)[kInt8Vectors]) const {
+    const uint8_t* w = weight.panels + panel * weight.panel_bytes() + leaf * weight.leaf_bytes();
+    inputs.Multiply((leaf - leaf_begin) * weight.leaf_quads(), w, weight.leaf_quads(), acc);
+  }
+};
+
+// The leaves of one whole panel of a row-parallel product, its sums touched once for all of them. False, and
+// nothing done, where a leaf value is too large to be split: rare, and left to the way without limits.
 template <int kRows, class Epilogue>
 TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, typename Epilogue::Row* row,
                                   const Epilogue& epilogue) {
-  constexpr int kVectors = kInt8Panel / kLanes;
-  const int num_leaves = tile.weight.num_leaves;
+  const int num_leaves = tile.leaf_end - tile.leaf_begin;
   const int column = panel * kInt8Panel;
   if (num_leaves > kNumLeaves || tile.weight.num_outputs - column < kInt8Panel) return false;
-  LeafSums sums[kRows][kVectors];
+  LeafSums sums[kRows][kInt8Vectors];
   I largest[kRows];
   TESSERA_UNROLL
   for (int r = 0; r < kRows; ++r) {
     largest[r] = row[r].sink.largest;
     TESSERA_UNROLL
-    for (int v = 0; v < kVectors; ++v) sums[r][v].Begin(num_leaves);
+    for (int v = 0; v < kInt8Vectors; ++v) sums[r][v].Begin(num_leaves);
   }
-  for (int leaf = 0; leaf < num_leaves; ++leaf) {
-    I acc[kRows][kVectors];
+  for (int leaf = tile.leaf_begin; leaf < tile.leaf_end; ++leaf) {
+    I acc[kRows][kInt8Vectors];
     tile.Multiply(panel, leaf, acc);
     TESSERA_UNROLL
     for (int r = 0; r < kRows; ++r) {
       TESSERA_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kInt8Vectors; ++v) {
         const F c = epilogue.Value(row[r], leaf, acc[r][v], column + v * kLanes, kLanes);
         largest[r] = MaxI(largest[r], AndI(AsI(c), SetI(0x7fffffff)));
         sums[r][v].Take(c);
@@ -273,35 +286,37 @@ TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, typena
   for (int r = 0; r < kRows; ++r) {
     row[r].sink.largest = largest[r];
     TESSERA_UNROLL
-    for (int v = 0; v < kVectors; ++v) sums[r][v].AddTo(row[r].sink.sums + column + v * kLanes);
+    for (int v = 0; v < kInt8Vectors; ++v) sums[r][v].AddTo(row[r].sink.sums + column + v * kLanes);
   }
   return true;
 }
 
-// Rows [i, i + kRows) of the call against panels [panel, panel_end).
+// Rows [i, i + kRows) of the call against panels [panel, panel_end) and leaves [leaf_begin, leaf_end).
 template <int kRows, class Epilogue>
-inline void Int8RowBlock(const Int8Rows& in, const PackedInt8& weight, const RowMap& rows, int i, int panel,
-                         int panel_end, const Epilogue& epilogue) {
-  constexpr int kVectors = kInt8Panel / kLanes;
-  Int8Tile<kRows> tile{weight, {}};
+TESSERA_NOINLINE void Int8RowBlock(const Int8Rows& in, const PackedInt8& weight, const RowMap& rows, int i,
+                                   int panel, int panel_end, int leaf_begin, int leaf_end,
+                                   const Epilogue& epilogue) {
+  Int8Tile<kRows> tile{weight, leaf_begin, leaf_end, {}};
   typename Epilogue::Row row[kRows];
   for (int r = 0; r < kRows; ++r) {
-    tile.x[r] = in.data + InRow(rows, i + r) * in.stride;
+    tile.inputs.x[r] = in.data + InRow(rows, i + r) * in.stride + leaf_begin * weight.leaf_pad();
     epilogue.Begin(rows, i + r, &row[r]);
   }
+  const int quads = (leaf_end - leaf_begin) * weight.leaf_quads();
+  tile.inputs.Prepare(quads, __builtin_alloca(Int8Inputs<kRows>::RoomBytes(quads)));
   for (; panel < panel_end; ++panel) {
     if constexpr (Epilogue::kFixed) {
       if (AddWholePanel<kRows>(tile, panel, row, epilogue)) continue;
     }
-    for (int leaf = 0; leaf < weight.num_leaves; ++leaf) {
-      I acc[kRows][kVectors];
+    for (int leaf = leaf_begin; leaf < leaf_end; ++leaf) {
+      I acc[kRows][kInt8Vectors];
       tile.Multiply(panel, leaf, acc);
       const int column = panel * kInt8Panel;
       const int width = weight.num_outputs - column;
       TESSERA_UNROLL
       for (int r = 0; r < kRows; ++r) {
         TESSERA_UNROLL
-        for (int v = 0; v < kVectors; ++v) {
+        for (int v = 0; v < kInt8Vectors; ++v) {
           const int count = LanesLeft(width, v * kLanes);
           if (!Epilogue::kFixed && width >= kInt8Panel) {  // the usual case, with a count known here
             epilogue.Emit(row[r], leaf, acc[r][v], column + v * kLanes, kLanes);
@@ -318,20 +333,28 @@ inline void Int8RowBlock(const Int8Rows& in, const PackedInt8& weight, const Row
 template <class Epilogue>
 inline void Int8Gemm(const Int8Rows& in, const PackedInt8& weight, const RowMap& rows, int panel_begin,
                      int panel_end, const Epilogue& epilogue) {
-  const int group = GroupPanels(weight.panel_bytes(), panel_end - panel_begin, rows.count <= kInt8Rows);
-  for (int begin = panel_begin; begin < panel_end; begin += group) {
-    const int end = panel_end - begin < group ? panel_end : begin + group;
-    int i = 0;
-    for (; i + kInt8Rows <= rows.count; i += kInt8Rows) {
-      Int8RowBlock<kInt8Rows>(in, weight, rows, i, begin, end, epilogue);
+  const Int8Cut cut(weight, panel_end - panel_begin, rows.count, Epilogue::kFixed);
+  const auto smaller = [](int a, int b) { return a < b ? a : b; };
+  for (int panel = panel_begin; panel < panel_end; panel += cut.panels) {
+    const int end = smaller(panel + cut.panels, panel_end);
+    for (int leaf = 0; leaf < weight.num_leaves; leaf += cut.leaves) {
+      const int leaf_end = smaller(leaf + cut.leaves, weight.num_leaves);
+      int i = 0;
+      for (; i + kInt8Rows <= rows.count; i += kInt8Rows) {
+        Int8RowBlock<kInt8Rows>(in, weight, rows, i, panel, end, leaf, leaf_end, epilogue);
+      }
+      if constexpr (kInt8Rows > 4) {
+        for (; i + 4 <= rows.count; i += 4) {
+          Int8RowBlock<4>(in, weight, rows, i, panel, end, leaf, leaf_end, epilogue);
+        }
+      }
+      for (; i + 2 <= rows.count; i += 2) {
+        Int8RowBlock<2>(in, weight, rows, i, panel, end, leaf, leaf_end, epilogue);
+      }
+      for (; i < rows.count; ++i) {
+        Int8RowBlock<1>(in, weight, rows, i, panel, end, leaf, leaf_end, epilogue);
+      }
     }
-    if constexpr (kInt8Rows > 4) {
-      for (; i + 4 <= rows.count; i += 4) Int8RowBlock<4>(in, weight, rows, i, begin, end, epilogue);
-    }
-    if constexpr (kInt8Rows > 2) {
-      for (; i + 2 <= rows.count; i += 2) Int8RowBlock<2>(in, weight, rows, i, begin, end, epilogue);
-    }
-    for (; i < rows.count; ++i) Int8RowBlock<1>(in, weight, rows, i, begin, end, epilogue);
   }
 }
 

@@ -10,7 +10,7 @@ using F = __m256;
 using I = __m256i;
 using M = __m256i;
 
-constexpr int kInt8Rows = 2;        // rows of an int8 register block, x 32 outputs
+constexpr int kInt8Rows = 4;        // rows of an int8 register block, x 32 outputs
 constexpr int kChainRows = 4;       // rows of a bf16 or fp32 register block, x 16 outputs per panel
 constexpr int kChainPanels = 1;     // panels of that block
 constexpr int kLonePanels = 2;      // of a block of one row: four chains hide the latency
@@ -275,46 +275,163 @@ TESSERA_INLINE F FromFixed(const int64_t* sums, int count) {
 
 // ---- int8
 
-// acc[row][vector] of kRows activation rows against one panel's leaf: sums of x * (w + 128), exact for every
-// int8, -128 too. Even and odd bytes of the weights are widened to 16 bits where they lie (0 .. 255), those
-// of the activations with their sign, so that vpmaddwd gives whole outputs per lane without a sign trick.
+// Even and odd bytes of the weights are widened to 16 bits where they lie (0 .. 255), those of the activations
+// with their sign, so that vpmaddwd gives whole outputs per lane, exact for every int8, -128 too. (The other
+// way, vpmaddubsw with the sign moved to the activations, is no faster: three of its four instructions share
+// two ports.)
+constexpr int kInt8Vectors = kInt8Panel / kLanes;
+
+TESSERA_INLINE I EvenBytes(I x) {
+  return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
+}
+TESSERA_INLINE I OddBytes(I x) {
+  return _mm256_srai_epi16(x, 8);
+}
+
+// One or two activation rows, widened on the way: a block of all of a panel's vectors, one pass over the
+// weights.
 template <int kRows>
-TESSERA_INLINE void Int8Block(const int8_t* const* x, const uint8_t* w, int quads,
-                              I (*acc)[kInt8Panel / kLanes]) {
-  constexpr int kVectors = kInt8Panel / kLanes;
-  I sum[kRows][kVectors];
-  TESSERA_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-    TESSERA_UNROLL
-    for (int v = 0; v < kVectors; ++v) sum[row][v] = _mm256_setzero_si256();
-  }
-  const I low_bytes = _mm256_set1_epi16(0x00ff);
-  for (int quad = 0; quad < quads; ++quad) {
-    I even[kRows], odd[kRows];
+struct Int8Inputs {
+  const int8_t* x[kRows];
+  static constexpr int64_t RoomBytes(int quads) { return 0; }
+  TESSERA_INLINE void Prepare(int quads, void* room) {}
+
+  // acc[row][vector]: sums of x * (w + 128) over quads [first, first + quads) against a panel's weights.
+  TESSERA_INLINE void Multiply(int first, const uint8_t* w, int quads, I (*acc)[kInt8Vectors]) const {
+    I sum[kRows][kInt8Vectors];
     TESSERA_UNROLL
     for (int row = 0; row < kRows; ++row) {
-      int32_t values;
-      __builtin_memcpy(&values, x[row] + quad * 4, 4);
-      const I all = SetI(values);
-      even[row] = _mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8);
-      odd[row] = _mm256_srai_epi16(all, 8);
+      TESSERA_UNROLL
+      for (int v = 0; v < kInt8Vectors; ++v) sum[row][v] = _mm256_setzero_si256();
     }
-    TESSERA_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      const I weights =
-          _mm256_load_si256(reinterpret_cast<const I*>(w + (int64_t{quad} * kVectors + v) * 32));
-      const I weights_even = _mm256_and_si256(weights, low_bytes);
-      const I weights_odd = _mm256_srli_epi16(weights, 8);
+    const I low_bytes = _mm256_set1_epi16(0x00ff);
+    for (int quad = 0; quad < quads; ++quad) {
+      I even[kRows], odd[kRows];
       TESSERA_UNROLL
       for (int row = 0; row < kRows; ++row) {
-        sum[row][v] = AddI(sum[row][v], _mm256_madd_epi16(weights_even, even[row]));
-        sum[row][v] = AddI(sum[row][v], _mm256_madd_epi16(weights_odd, odd[row]));
+        int32_t values;
+        __builtin_memcpy(&values, x[row] + (first + quad) * 4, 4);
+        even[row] = EvenBytes(SetI(values));
+        odd[row] = OddBytes(SetI(values));
+      }
+      TESSERA_UNROLL
+      for (int v = 0; v < kInt8Vectors; ++v) {
+        const I weights =
+            _mm256_load_si256(reinterpret_cast<const I*>(w + (int64_t{quad} * kInt8Vectors + v) * 32));
+        const I weights_even = _mm256_and_si256(weights, low_bytes);
+        const I weights_odd = _mm256_srli_epi16(weights, 8);
+        TESSERA_UNROLL
+        for (int row = 0; row < kRows; ++row) {
+          sum[row][v] = AddI(sum[row][v], _mm256_madd_epi16(weights_even, even[row]));
+          sum[row][v] = AddI(sum[row][v], _mm256_madd_epi16(weights_odd, odd[row]));
+        }
+      }
+    }
+    TESSERA_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+      TESSERA_UNROLL
+      for (int v = 0; v < kInt8Vectors; ++v) acc[row][v] = sum[row][v];
+    }
+  }
+};
+
+constexpr int kPrefetchBytes = 8192;
+
+// Goes on with the sums of half a panel and four widened rows: sixteen registers hold no more.
+TESSERA_NOINLINE void MultiplyHalfPanel(const int32_t* wide, const uint8_t* w, int quads,
+                                        I (*acc)[kInt8Vectors], int first_vector) {
+  constexpr int kHalf = kInt8Vectors / 2;
+  I sum[4][kHalf];
+  TESSERA_UNROLL
+  for (int row = 0; row < 4; ++row) {
+    TESSERA_UNROLL
+    for (int v = 0; v < kHalf; ++v) sum[row][v] = acc[row][first_vector + v];
+  }
+  const I low_bytes = _mm256_set1_epi16(0x00ff);
+  for (int quad = 0; quad < quads; ++quad, w += kInt8Panel * 4, wide += 8) {
+    _mm_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes, _MM_HINT_T0);
+    I even[kHalf], odd[kHalf];
+    TESSERA_UNROLL
+    for (int v = 0; v < kHalf; ++v) {
+      const I weights = _mm256_load_si256(reinterpret_cast<const I*>(w + v * 32));
+      even[v] = _mm256_and_si256(weights, low_bytes);
+      odd[v] = _mm256_srli_epi16(weights, 8);
+    }
+    TESSERA_UNROLL
+    for (int row = 0; row < 4; ++row) {
+      const I x_even = SetI(wide[row * 2]);
+      const I x_odd = SetI(wide[row * 2 + 1]);
+      TESSERA_UNROLL
+      for (int v = 0; v < kHalf; ++v) {
+        const I quad_sum = AddI(_mm256_madd_epi16(even[v], x_even), _mm256_madd_epi16(odd[v], x_odd));
+        sum[row][v] = AddI(sum[row][v], quad_sum);
       }
     }
   }
   TESSERA_UNROLL
-  for (int row = 0; row < kRows; ++row) {
+  for (int row = 0; row < 4; ++row) {
     TESSERA_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[row][v] = sum[row][v];
+    for (int v = 0; v < kHalf; ++v) acc[row][first_vector + v] = sum[row][v];
   }
 }
+
+// Four rows, widened once for all panels: [quad][row][even pair, odd pair].
+template <>
+struct Int8Inputs<4> {
+  const int8_t* x[4];
+  const int32_t* wide = nullptr;
+  static constexpr int64_t RoomBytes(int quads) { return int64_t{quads} * 32; }
+
+  TESSERA_INLINE void Prepare(int quads, void* room) {
+    int32_t* to = static_cast<int32_t*>(room);
+    wide = to;
+    int quad = 0;
+    for (; quad + 8 <= quads; quad += 8, to += 64) WidenEight(quad, to);
+    for (; quad < quads; ++quad, to += 8) {
+      for (int row = 0; row < 4; ++row) {
+        const int8_t* from = x[row] + quad * 4;
+        for (int odd = 0; odd < 2; ++odd) {
+          const uint32_t low = static_cast<uint16_t>(from[odd]);
+          to[row * 2 + odd] = static_cast<int32_t>(low | static_cast<uint32_t>(from[2 + odd]) << 16);
+        }
+      }
+    }
+  }
+  TESSERA_INLINE void Multiply(int first, const uint8_t* w, int quads, I (*acc)[kInt8Vectors]) const {
+    constexpr int kChunk = 64;  // quads: both halves of these weights pass while they are in L1
+    TESSERA_UNROLL
+    for (int row = 0; row < 4; ++row) {
+      TESSERA_UNROLL
+      for (int v = 0; v < kInt8Vectors; ++v) acc[row][v] = _mm256_setzero_si256();
+    }
+    for (int quad = 0; quad < quads; quad += kChunk) {
+      const int count = quads - quad < kChunk ? quads - quad : kChunk;
+      const int32_t* x_at = wide + int64_t{first + quad} * 8;
+      const uint8_t* w_at = w + int64_t{quad} * kInt8Panel * 4;
+      MultiplyHalfPanel(x_at, w_at, count, acc, 0);
+      MultiplyHalfPanel(x_at, w_at + kInt8Panel * 2, count, acc, kInt8Vectors / 2);
+    }
+  }
+
+ private:
+  // A transposition: quads q and q + 4 of a row lie in the two halves of a vector.
+  TESSERA_INLINE void WidenEight(int quad, int32_t* to) const {
+    I low[4], high[4];
+    TESSERA_UNROLL
+    for (int row = 0; row < 4; ++row) {
+      const I bytes = LoadI(reinterpret_cast<const int32_t*>(x[row] + quad * 4));
+      low[row] = _mm256_unpacklo_epi32(EvenBytes(bytes), OddBytes(bytes));
+      high[row] = _mm256_unpackhi_epi32(EvenBytes(bytes), OddBytes(bytes));
+    }
+    TESSERA_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const I* from = i < 2 ? low : high;
+      const I first = i % 2 == 0 ? _mm256_unpacklo_epi64(from[0], from[1])
+                                 : _mm256_unpackhi_epi64(from[0], from[1]);
+      const I second = i % 2 == 0 ? _mm256_unpacklo_epi64(from[2], from[3])
+                                  : _mm256_unpackhi_epi64(from[2], from[3]);
+      StoreI(to + i * 8, _mm256_permute2x128_si256(first, second, 0x20));
+      StoreI(to + (i + 4) * 8, _mm256_permute2x128_si256(first, second, 0x31));
+    }
+  }
+};

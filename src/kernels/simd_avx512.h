@@ -229,59 +229,58 @@ TESSERA_INLINE F FromFixed(const int64_t* sums, int count) {
 
 // ---- int8
 
-// acc[row][vector] of kRows activation rows against one panel's leaf: sums of x * (w + 128), exact. The
-// weights are the unsigned operand, so that four activations can come as a broadcast memory operand
+constexpr int kInt8Vectors = kInt8Panel / kLanes;
+
+// The weights are the unsigned operand, so that four activations can come as a broadcast memory operand
 // (performance: a block of 4 rows and more reaches the peak rate; one row is bound by loads, and takes two
 // quads at a time for latency).
 template <int kRows>
-TESSERA_INLINE void Int8Block(const int8_t* const* x, const uint8_t* w, int quads,
-                              I (*acc)[kInt8Panel / kLanes]) {
-  constexpr int kVectors = kInt8Panel / kLanes;
-  constexpr int kChains = kRows <= 2 ? 2 : 1;
-  I sum[kRows][kVectors][kChains];
-  TESSERA_UNROLL
-  for (int row = 0; row < kRows; ++row) {
+struct Int8Inputs {
+  static constexpr int kChains = kRows <= 2 ? 2 : 1;
+  const int8_t* x[kRows];
+  static constexpr int64_t RoomBytes(int quads) { return 0; }
+  TESSERA_INLINE void Prepare(int quads, void* room) {}
+
+  // acc[row][vector]: sums of x * (w + 128) over quads [first, first + quads) against a panel's weights.
+  TESSERA_INLINE void Multiply(int first, const uint8_t* w, int quads, I (*acc)[kInt8Vectors]) const {
+    I sum[kRows][kInt8Vectors][kChains];
     TESSERA_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
+    for (int row = 0; row < kRows; ++row) {
       TESSERA_UNROLL
-      for (int chain = 0; chain < kChains; ++chain) sum[row][v][chain] = _mm512_setzero_si512();
-    }
-  }
-  int quad = 0;
-  for (; quad + kChains <= quads; quad += kChains) {
-    TESSERA_UNROLL
-    for (int chain = 0; chain < kChains; ++chain) {
-      TESSERA_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        const I weights = _mm512_load_si512(w + (int64_t{quad + chain} * kVectors + v) * 64);
+      for (int v = 0; v < kInt8Vectors; ++v) {
         TESSERA_UNROLL
-        for (int row = 0; row < kRows; ++row) {
-          int32_t values;
-          __builtin_memcpy(&values, x[row] + (quad + chain) * 4, 4);
-          sum[row][v][chain] = _mm512_dpbusd_epi32(sum[row][v][chain], weights, SetI(values));
-        }
+        for (int chain = 0; chain < kChains; ++chain) sum[row][v][chain] = _mm512_setzero_si512();
+      }
+    }
+    int quad = 0;
+    for (; quad + kChains <= quads; quad += kChains) {
+      TESSERA_UNROLL
+      for (int chain = 0; chain < kChains; ++chain) AddQuad(first, w, quad + chain, chain, sum);
+    }
+    if constexpr (kChains > 1) {
+      if (quad < quads) AddQuad(first, w, quad, 0, sum);
+    }
+    TESSERA_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+      TESSERA_UNROLL
+      for (int v = 0; v < kInt8Vectors; ++v) {
+        acc[row][v] = kChains > 1 ? AddI(sum[row][v][0], sum[row][v][kChains - 1]) : sum[row][v][0];
       }
     }
   }
-  if constexpr (kChains > 1) {
-    if (quad < quads) {
+
+ private:
+  TESSERA_INLINE void AddQuad(int first, const uint8_t* w, int quad, int chain,
+                              I (*sum)[kInt8Vectors][kChains]) const {
+    TESSERA_UNROLL
+    for (int v = 0; v < kInt8Vectors; ++v) {
+      const I weights = _mm512_load_si512(w + (int64_t{quad} * kInt8Vectors + v) * 64);
       TESSERA_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        const I weights = _mm512_load_si512(w + (int64_t{quad} * kVectors + v) * 64);
-        TESSERA_UNROLL
-        for (int row = 0; row < kRows; ++row) {
-          int32_t values;
-          __builtin_memcpy(&values, x[row] + quad * 4, 4);
-          sum[row][v][0] = _mm512_dpbusd_epi32(sum[row][v][0], weights, SetI(values));
-        }
+      for (int row = 0; row < kRows; ++row) {
+        int32_t values;
+        __builtin_memcpy(&values, x[row] + (first + quad) * 4, 4);
+        sum[row][v][chain] = _mm512_dpbusd_epi32(sum[row][v][chain], weights, SetI(values));
       }
     }
   }
-  TESSERA_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-    TESSERA_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      acc[row][v] = kChains > 1 ? AddI(sum[row][v][0], sum[row][v][kChains - 1]) : sum[row][v][0];
-    }
-  }
-}
+};
