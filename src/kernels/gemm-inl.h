@@ -219,8 +219,8 @@ struct LeafSums {
 };
 constexpr uint32_t kSplitLimitBits = 0x47800000;  // 2^16
 
-// What a block multiplies at a time: all panels of the call, cut so that the weights stay in L2 while all rows
-// pass. A leaf is whole; where leaves are independent a panel may be cut between them.
+// What a block multiplies at a time: all panels of the call, cut so that the weights stay in L2 while all
+// rows pass. A leaf is whole; where leaves are independent a panel may be cut between them.
 struct Int8Cut {
   int panels;
   int leaves;

@@ -275,10 +275,10 @@ TESSERA_INLINE F FromFixed(const int64_t* sums, int count) {
 
 // ---- int8
 
-// Even and odd bytes of the weights are widened to 16 bits where they lie (0 .. 255), those of the activations
-// with their sign, so that vpmaddwd gives whole outputs per lane, exact for every int8, -128 too. (The other
-// way, vpmaddubsw with the sign moved to the activations, is no faster: three of its four instructions share
-// two ports.)
+// Even and odd bytes of the weights are widened to 16 bits where they lie (0 .. 255), those of the
+// activations with their sign, so that vpmaddwd gives whole outputs per lane, exact for every int8, -128 too.
+// (The other way, vpmaddubsw with the sign moved to the activations, is no faster: three of its four
+// instructions share two ports.)
 constexpr int kInt8Vectors = kInt8Panel / kLanes;
 
 TESSERA_INLINE I EvenBytes(I x) {
@@ -426,10 +426,10 @@ struct Int8Inputs<4> {
     TESSERA_UNROLL
     for (int i = 0; i < 4; ++i) {
       const I* from = i < 2 ? low : high;
-      const I first = i % 2 == 0 ? _mm256_unpacklo_epi64(from[0], from[1])
-                                 : _mm256_unpackhi_epi64(from[0], from[1]);
-      const I second = i % 2 == 0 ? _mm256_unpacklo_epi64(from[2], from[3])
-                                  : _mm256_unpackhi_epi64(from[2], from[3]);
+      const I first =
+          i % 2 == 0 ? _mm256_unpacklo_epi64(from[0], from[1]) : _mm256_unpackhi_epi64(from[0], from[1]);
+      const I second =
+          i % 2 == 0 ? _mm256_unpacklo_epi64(from[2], from[3]) : _mm256_unpackhi_epi64(from[2], from[3]);
       StoreI(to + i * 8, _mm256_permute2x128_si256(first, second, 0x20));
       StoreI(to + (i + 4) * 8, _mm256_permute2x128_si256(first, second, 0x31));
     }

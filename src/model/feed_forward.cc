@@ -253,32 +253,48 @@ void FeedForwardBlock::PrepareInputs() {
   });
 }
 
-// Units of work: one panel of gate or up of one branch, branches in order.
+// Units of work: one panel of gate or up of one branch, branches in order. Experts have few or many rows, so
+// tasks are cut by cost: reading a panel takes as long as multiplying it with kReadRows rows or so.
 void FeedForwardBlock::GateAndUp() {
-  std::vector<int> unit_begin(2 * branches_.size() + 1, 0);
+  constexpr int64_t kReadRows = 8;
+  struct Part {  // gate or up of a branch
+    const Branch* branch;
+    bool gate;
+    int panels;
+    int64_t panel_cost, first_cost;
+    const Linear& linear() const { return gate ? branch->weights->gate : branch->weights->up; }
+    int PanelAt(int64_t cost) const {
+      return static_cast<int>(std::clamp<int64_t>((cost - first_cost) / panel_cost, 0, panels));
+    }
+  };
+  std::vector<Part> parts;
+  int64_t cost = 0;
   int64_t macs = 0;
-  for (size_t i = 0; i < 2 * branches_.size(); ++i) {
-    const Branch& branch = branches_[i / 2];
-    const Linear& linear = i % 2 == 0 ? branch.weights->gate : branch.weights->up;
-    unit_begin[i + 1] = unit_begin[i] + linear.num_panels();
-    macs += int64_t{branch.count} * linear.num_outputs * linear.k;
+  int units = 0;
+  for (const Branch& branch : branches_) {
+    for (const bool gate : {true, false}) {
+      Part part{&branch, gate, 0, kReadRows + branch.count, cost};
+      part.panels = part.linear().num_panels();
+      parts.push_back(part);
+      units += part.panels;
+      cost += part.panels * part.panel_cost;
+      macs += int64_t{branch.count} * part.linear().num_outputs * part.linear().k;
+    }
   }
-  const int units = unit_begin.back();
   const int tasks = NumTasks(units, macs, threads_);
   threads_.ParallelFor(tasks, [&](int task, int) {
-    const auto [begin, end] = SliceOf(units, tasks, task);
-    size_t i = std::upper_bound(unit_begin.begin(), unit_begin.end(), begin) - unit_begin.begin() - 1;
-    for (int unit = begin; unit < end; ++i) {
-      const Branch& branch = branches_[i / 2];
-      const bool gate = i % 2 == 0;
-      const int until = std::min(end, unit_begin[i + 1]);
+    const int64_t begin = cost * task / tasks;
+    const int64_t end = cost * (task + 1) / tasks;
+    for (const Part& part : parts) {
+      const int from = part.PanelAt(begin);
+      const int until = part.PanelAt(end);
+      if (from == until) continue;
+      const Branch& branch = *part.branch;
       const bool per_row = branch.per_row_inputs();
-      const LinearInput& input = per_row && !gate ? branch.inputs->up : branch.inputs->gate;
+      const LinearInput& input = per_row && !part.gate ? branch.inputs->up : branch.inputs->gate;
       const kernels::RowMap rows{.count = branch.count, .in_rows = per_row ? nullptr : branch.tokens};
-      ColumnParallel(gate ? branch.weights->gate : branch.weights->up, input, per_row ? branch.first : 0,
-                     rows, unit - unit_begin[i], until - unit_begin[i],
-                     (gate ? gate_out_ : up_out_).data() + branch.hidden_at, branch.width(), kernels_);
-      unit = until;
+      ColumnParallel(part.linear(), input, per_row ? branch.first : 0, rows, from, until,
+                     (part.gate ? gate_out_ : up_out_).data() + branch.hidden_at, branch.width(), kernels_);
     }
   });
 }
