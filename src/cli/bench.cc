@@ -16,6 +16,7 @@
 #include "base/random.h"
 #include "cli/assembly.h"
 #include "cli/bench_comm.h"
+#include "cli/bench_load.h"
 #include "cli/flags.h"
 #include "cli/options.h"
 #include "cli/statistics.h"
@@ -287,6 +288,7 @@ constexpr Bench kBenches[] = {
     {"latency", "time of one batch in this process", RunLatency},
     {"throughput", "tokens per second of many requests in this process", RunThroughput},
     {"serve", "load on a running server", RunBenchServe},
+    {"load", "time and memory of loading a checkpoint", RunBenchLoad},
     {"comm", "time of each collective between processes", RunBenchComm},
 };
 

@@ -1,4 +1,4 @@
-// `tessera bench kernels|latency|throughput|serve|comm`.
+// `tessera bench kernels|latency|throughput|serve|load|comm`.
 #pragma once
 
 #include <span>

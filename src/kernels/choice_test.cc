@@ -102,6 +102,73 @@ TEST(Pack, Bf16AndFloatPanels) {
   }
 }
 
+// Blocks, tails of blocks and of words, partial panels, rows that lie apart: all by the definition.
+TEST(Pack, EveryShapeFollowsTheDefinition) {
+  RandomStream random(3);
+  for (const int leaf_k : {1, 31, 32, 63, 64, 67, 128, 202}) {
+    for (const int num_outputs : {16, 32, 33, 80}) {
+      const int num_leaves = leaf_k % 3 + 1;
+      const int stride = num_leaves * leaf_k + 5;
+      std::vector<int8_t> bytes(num_outputs * stride);
+      std::vector<Bf16> pairs(bytes.size());
+      for (size_t i = 0; i < bytes.size(); ++i) {
+        bytes[i] = static_cast<int8_t>(random.Next32());
+        pairs[i].bits = static_cast<uint16_t>(random.Next32());
+      }
+      const PackedInt8 int8{.num_outputs = num_outputs, .num_leaves = num_leaves, .leaf_k = leaf_k};
+      const PackedBf16 bf16{.num_outputs = num_outputs, .num_leaves = num_leaves, .leaf_k = leaf_k};
+      Aligned<uint8_t> packed_int8(int8.size_bytes());
+      Aligned<Bf16> packed_bf16(bf16.size_bytes() / 2);
+      PackInt8(bytes.data(), stride, int8, 0, int8.num_panels(), packed_int8.data());
+      PackBf16(pairs.data(), stride, bf16, 0, bf16.num_panels(), packed_bf16.data());
+      // Value k of a leaf of an output; zero beyond the edges.
+      const auto value = [&](const auto& values, auto zero, int output, int leaf, int k) {
+        return output < num_outputs && k < leaf_k ? values[output * stride + leaf * leaf_k + k] : zero;
+      };
+      size_t at = 0;
+      for (int panel = 0; panel < int8.num_panels(); ++panel) {
+        for (int i = 0; i < num_leaves * int8.leaf_pad() * kInt8Panel; ++i, ++at) {
+          const int word = i / 4 / kInt8Panel;
+          const int k = word % int8.leaf_quads() * 4 + i % 4;
+          const int8_t expected =
+              value(bytes, int8_t{0}, panel * kInt8Panel + i / 4 % kInt8Panel, word / int8.leaf_quads(), k);
+          ASSERT_EQ(packed_int8[at], expected + 128) << leaf_k << " " << num_outputs << " " << at;
+        }
+      }
+      at = 0;
+      for (int panel = 0; panel < bf16.num_panels(); ++panel) {
+        for (int i = 0; i < num_leaves * bf16.leaf_pad() * kFloatPanel; ++i, ++at) {
+          const int word = i / 2 / kFloatPanel;
+          const int k = word % bf16.leaf_pairs() * 2 + i % 2;
+          const Bf16 expected =
+              value(pairs, Bf16{}, panel * kFloatPanel + i / 2 % kFloatPanel, word / bf16.leaf_pairs(), k);
+          ASSERT_EQ(packed_bf16[at].bits, expected.bits) << leaf_k << " " << num_outputs << " " << at;
+        }
+      }
+    }
+  }
+}
+
+TEST(Pack, TransposedBf16) {
+  RandomStream random(4);
+  for (const int k : {1, 6, 7}) {
+    for (const int num_outputs : {5, 16, 35}) {
+      const int stride = num_outputs + 3;
+      const std::vector<Bf16> columns = NormalBf16(random, k * stride);
+      std::vector<Bf16> rows(num_outputs * k);
+      for (int output = 0; output < num_outputs; ++output) {
+        for (int i = 0; i < k; ++i) rows[output * k + i] = columns[i * stride + output];
+      }
+      const PackedBf16 shape{.num_outputs = num_outputs, .leaf_k = k};
+      const auto count = static_cast<size_t>(shape.size_bytes() / 2);
+      Aligned<Bf16> expected(count), packed(count);
+      PackBf16(rows.data(), k, shape, 0, shape.num_panels(), expected.data());
+      PackBf16Transposed(columns.data(), stride, shape, packed.data());
+      EXPECT_EQ(std::memcmp(packed.data(), expected.data(), count * sizeof(Bf16)), 0) << k << num_outputs;
+    }
+  }
+}
+
 TEST(Pack, WritesOnlyThePanelsAskedFor) {
   PackedInt8 shape{.num_outputs = 96, .leaf_k = 4};
   const std::vector<int8_t> values(96 * 4, 1);

@@ -1,5 +1,5 @@
-// Chooses the table of kernels by CPUID, packs weights, rounds to bf16. No arithmetic of the forward pass:
-// that is reference.cc and the instruction sets' own files.
+// Chooses the table of kernels by CPUID, rounds to bf16. No arithmetic of the forward pass: that is
+// reference.cc and the instruction sets' own files.
 #include "kernels/kernels.h"
 
 #include <string>
@@ -48,11 +48,6 @@ const Kernels& TableOf(Isa isa) {
   CHECK(false);
 }
 
-void CheckPanels(int panel_begin, int panel_end, int num_panels) {
-  CHECK_GE(panel_begin, 0);
-  CHECK_LE(panel_end, num_panels);
-}
-
 }  // namespace
 
 std::string_view IsaName(Isa isa) {
@@ -75,58 +70,6 @@ Bf16 ToBf16(float x) {
   if (magnitude > kInfinityBits) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
   if (magnitude < 0x00800000) return {static_cast<uint16_t>(bits >> 16 & 0x8000)};
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-
-void PackInt8(const int8_t* weight, int64_t stride, const PackedInt8& shape, int panel_begin, int panel_end,
-              uint8_t* target) {
-  CheckPanels(panel_begin, panel_end, shape.num_panels());
-  for (int panel = panel_begin; panel < panel_end; ++panel) {
-    uint8_t* at = target + panel * shape.panel_bytes();
-    for (int leaf = 0; leaf < shape.num_leaves; ++leaf) {
-      for (int quad = 0; quad < shape.leaf_quads(); ++quad) {
-        for (int lane = 0; lane < kInt8Panel; ++lane) {
-          const int output = panel * kInt8Panel + lane;
-          for (int i = 0; i < 4; ++i) {
-            const int k = quad * 4 + i;
-            const bool padding = output >= shape.num_outputs || k >= shape.leaf_k;
-            const int value = padding ? 0 : weight[output * stride + int64_t{leaf} * shape.leaf_k + k];
-            *at++ = static_cast<uint8_t>(value + 128);
-          }
-        }
-      }
-    }
-  }
-}
-
-void PackBf16(const Bf16* weight, int64_t stride, const PackedBf16& shape, int panel_begin, int panel_end,
-              Bf16* target) {
-  CheckPanels(panel_begin, panel_end, shape.num_panels());
-  for (int panel = panel_begin; panel < panel_end; ++panel) {
-    Bf16* at = target + panel * shape.panel_elements();
-    for (int leaf = 0; leaf < shape.num_leaves; ++leaf) {
-      for (int pair = 0; pair < shape.leaf_pairs(); ++pair) {
-        for (int lane = 0; lane < kFloatPanel; ++lane) {
-          const int output = panel * kFloatPanel + lane;
-          for (int i = 0; i < 2; ++i) {
-            const int k = pair * 2 + i;
-            const bool padding = output >= shape.num_outputs || k >= shape.leaf_k;
-            *at++ = padding ? Bf16{} : weight[output * stride + int64_t{leaf} * shape.leaf_k + k];
-          }
-        }
-      }
-    }
-  }
-}
-
-void PackFloat(const float* weight, int64_t stride, const PackedFloat& shape, float* target) {
-  for (int panel = 0; panel < shape.num_panels(); ++panel) {
-    for (int k = 0; k < shape.k; ++k) {
-      for (int lane = 0; lane < kFloatPanel; ++lane) {
-        const int output = panel * kFloatPanel + lane;
-        *target++ = output < shape.num_outputs ? weight[output * stride + k] : 0.0f;
-      }
-    }
-  }
 }
 
 int64_t AttentionScratchBytes(int latent, int rope) {

@@ -82,6 +82,8 @@ void PackInt8(const int8_t* weight, int64_t stride, const PackedInt8& shape, int
               uint8_t* target);
 void PackBf16(const Bf16* weight, int64_t stride, const PackedBf16& shape, int panel_begin, int panel_end,
               Bf16* target);
+// The same from the transposed weight [leaf_k][num_outputs] (row stride `stride`): all panels, one leaf.
+void PackBf16Transposed(const Bf16* weight, int64_t stride, const PackedBf16& shape, Bf16* target);
 void PackFloat(const float* weight, int64_t stride, const PackedFloat& shape, float* target);
 
 // ---- Activations

@@ -76,9 +76,10 @@ class WeightLoader {
   Status LoadUpProjections(const std::string& tensor, int head, const kernels::PackedBf16& key_up,
                            const kernels::PackedBf16& value_up, std::vector<std::byte>& buffer) const;
   Status LoadEmbedding(const std::string& tensor, Slice rows) const;
-  Result<std::span<const kernels::Bf16>> ReadBf16(const Part& part, Slice rows,
-                                                  std::vector<std::byte>& buffer) const;
-  Status CheckFinite(const Part& part, Slice rows, std::span<const kernels::Bf16> values) const;
+  template <typename T, typename Take>
+  Status ReadPieces(const Part& part, Slice rows, int panel, std::vector<std::byte>& buffer,
+                    const Take& take) const;
+  Status CheckFinite(const Part& part, Slice rows, const kernels::Bf16* values, int64_t stride) const;
   Result<std::vector<float>> ReadFloats(const std::string& tensor, Slice values) const;
   Status LoadStatic(const std::string& name, const std::string& beta, const Cut& cut, Linear& linear) const;
   Status LoadZeroPoint(const std::string& name, Linear& linear) const;

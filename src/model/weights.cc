@@ -16,61 +16,91 @@ using kernels::Bf16;
 
 namespace {
 
-bool IsFinite(uint16_t bf16_bits) {
-  return (bf16_bits & 0x7F80) != 0x7F80;
+// What is read at once: it is packed while it is still in the cache of the core that read it.
+constexpr int64_t kReadBytes = int64_t{256} << 10;
+// Columns of other ranks up to this many bytes per row are read too: that costs less than a call per row.
+constexpr int64_t kSkipBytes = 4096;
+
+bool IsFinite(Bf16 value) {
+  return (value.bits & 0x7F80) != 0x7F80;
+}
+
+// In pieces of fixed size without branches, which the compiler turns into vectors.
+bool AllFinite(std::span<const Bf16> values) {
+  constexpr size_t kPiece = 64;
+  uint16_t bad = 0;
+  size_t i = 0;
+  for (; i + kPiece <= values.size(); i += kPiece) {
+    for (size_t j = 0; j < kPiece; ++j) bad |= static_cast<uint16_t>((values[i + j].bits & 0x7F80) == 0x7F80);
+  }
+  for (; i < values.size(); ++i) bad |= static_cast<uint16_t>(!IsFinite(values[i]));
+  return bad == 0;
 }
 
 }  // namespace
 
-Result<std::span<const Bf16>> WeightLoader::ReadBf16(const Part& part, Slice rows,
-                                                     std::vector<std::byte>& buffer) const {
-  constexpr int64_t kBytes = sizeof(Bf16);
-  const auto count = static_cast<size_t>(int64_t{rows.size()} * part.columns.size());
-  buffer.resize(count * kBytes);
-  RETURN_IF_ERROR(checkpoint_->ReadRows(part.tensor, rows.begin, rows.end, part.columns.begin * kBytes,
-                                        part.columns.end * kBytes, part.whole_columns * kBytes, buffer));
-  const std::span values(reinterpret_cast<const Bf16*>(buffer.data()), count);
-  RETURN_IF_ERROR(CheckFinite(part, rows, values));
-  return values;
+// Rows of a part in pieces of whole panels: `take` gets the rows, where the part's first value of them lies,
+// and how many values one row is away from the next.
+template <typename T, typename Take>
+Status WeightLoader::ReadPieces(const Part& part, Slice rows, int panel, std::vector<std::byte>& buffer,
+                                const Take& take) const {
+  constexpr int64_t kBytes = sizeof(T);
+  const bool whole = (part.whole_columns - part.columns.size()) * kBytes <= kSkipBytes;
+  const Slice columns = whole ? Slice{0, part.whole_columns} : part.columns;
+  const int64_t stride = columns.size();
+  const int64_t panel_bytes = std::max<int64_t>(1, stride * panel * kBytes);
+  const int step = static_cast<int>(std::max<int64_t>(1, kReadBytes / panel_bytes)) * panel;
+  for (int begin = rows.begin; begin < rows.end; begin += step) {
+    const Slice piece = {begin, std::min(rows.end, begin + step)};
+    buffer.resize(static_cast<size_t>(piece.size() * stride * kBytes));
+    RETURN_IF_ERROR(checkpoint_->ReadRows(part.tensor, piece.begin, piece.end, columns.begin * kBytes,
+                                          columns.end * kBytes, part.whole_columns * kBytes, buffer));
+    const T* values = reinterpret_cast<const T*>(buffer.data()) + (part.columns.begin - columns.begin);
+    RETURN_IF_ERROR(take(piece, values, stride));
+  }
+  return {};
 }
 
-Status WeightLoader::CheckFinite(const Part& part, Slice rows, std::span<const Bf16> values) const {
-  // A sum without branches, then a search: the check costs less than the copy.
-  uint32_t num_bad = 0;
-  for (const Bf16 value : values) num_bad += IsFinite(value.bits) ? 0 : 1;
-  if (num_bad == 0) return {};
-  const auto at = std::ranges::find_if(values, [](Bf16 value) { return !IsFinite(value.bits); });
-  const int64_t index = at - values.begin();
-  const int64_t row = rows.begin + index / part.columns.size();
-  return Invalid("{}: tensor {}: value {} is {}, finite values are wanted",
-                 checkpoint_->Entry(part.tensor).file, part.tensor,
-                 row * part.whole_columns + part.columns.begin + index % part.columns.size(),
-                 kernels::ToFloat(*at));
+Status WeightLoader::CheckFinite(const Part& part, Slice rows, const Bf16* values, int64_t stride) const {
+  for (int row = rows.begin; row < rows.end; ++row, values += stride) {
+    const std::span columns(values, static_cast<size_t>(part.columns.size()));
+    if (AllFinite(columns)) continue;
+    const auto at = std::ranges::find_if(columns, [](Bf16 value) { return !IsFinite(value); });
+    return Invalid("{}: tensor {}: value {} is {}, finite values are wanted",
+                   checkpoint_->Entry(part.tensor).file, part.tensor,
+                   int64_t{row} * part.whole_columns + part.columns.begin + (at - columns.begin()),
+                   kernels::ToFloat(*at));
+  }
+  return {};
 }
 
 Status WeightLoader::LoadBf16(const Part& part, Slice rows, const kernels::PackedBf16& packed,
                               std::vector<std::byte>& buffer) const {
-  ASSIGN_OR_RETURN(const auto values, ReadBf16(part, rows, buffer));
-  kernels::PackedBf16 piece = packed;
-  piece.num_outputs = rows.size();
-  const int64_t panel = (rows.begin - part.rows.begin) / kernels::kFloatPanel;
-  Bf16* target = const_cast<Bf16*>(packed.panels) + panel * packed.panel_elements();
-  kernels::PackBf16(values.data(), part.columns.size(), piece, 0, piece.num_panels(), target);
-  return {};
+  return ReadPieces<Bf16>(part, rows, kernels::kFloatPanel, buffer,
+                          [&](Slice piece, const Bf16* values, int64_t stride) -> Status {
+                            RETURN_IF_ERROR(CheckFinite(part, piece, values, stride));
+                            kernels::PackedBf16 shape = packed;
+                            shape.num_outputs = piece.size();
+                            const int64_t panel = (piece.begin - part.rows.begin) / kernels::kFloatPanel;
+                            kernels::PackBf16(
+                                values, stride, shape, 0, shape.num_panels(),
+                                const_cast<Bf16*>(packed.panels) + panel * packed.panel_elements());
+                            return {};
+                          });
 }
 
 Status WeightLoader::LoadInt8(const Part& part, Slice rows, const kernels::PackedInt8& packed,
                               std::vector<std::byte>& buffer) const {
-  buffer.resize(static_cast<size_t>(int64_t{rows.size()} * part.columns.size()));
-  RETURN_IF_ERROR(checkpoint_->ReadRows(part.tensor, rows.begin, rows.end, part.columns.begin,
-                                        part.columns.end, part.whole_columns, buffer));
-  kernels::PackedInt8 piece = packed;
-  piece.num_outputs = rows.size();
-  const int64_t panel = (rows.begin - part.rows.begin) / kernels::kInt8Panel;
-  uint8_t* target = const_cast<uint8_t*>(packed.panels) + panel * packed.panel_bytes();
-  kernels::PackInt8(reinterpret_cast<const int8_t*>(buffer.data()), part.columns.size(), piece, 0,
-                    piece.num_panels(), target);
-  return {};
+  return ReadPieces<int8_t>(part, rows, kernels::kInt8Panel, buffer,
+                            [&](Slice piece, const int8_t* values, int64_t stride) -> Status {
+                              kernels::PackedInt8 shape = packed;
+                              shape.num_outputs = piece.size();
+                              const int64_t panel = (piece.begin - part.rows.begin) / kernels::kInt8Panel;
+                              kernels::PackInt8(
+                                  values, stride, shape, 0, shape.num_panels(),
+                                  const_cast<uint8_t*>(packed.panels) + panel * packed.panel_bytes());
+                              return {};
+                            });
 }
 
 Status WeightLoader::LoadEmbedding(const std::string& tensor, Slice rows) const {
@@ -81,10 +111,10 @@ Status WeightLoader::LoadEmbedding(const std::string& tensor, Slice rows) const 
   RETURN_IF_ERROR(checkpoint_->ReadRows(tensor, rows.begin, rows.end, 0, hidden * int64_t{sizeof(Bf16)},
                                         hidden * int64_t{sizeof(Bf16)}, std::as_writable_bytes(target)));
   return CheckFinite({.tensor = tensor, .rows = rows, .columns = {0, hidden}, .whole_columns = hidden}, rows,
-                     target);
+                     target.data(), hidden);
 }
 
-// The absorbed form needs Wk transposed.
+// One head. The absorbed form needs Wk transposed.
 Status WeightLoader::LoadUpProjections(const std::string& tensor, int head, const kernels::PackedBf16& key_up,
                                        const kernels::PackedBf16& value_up,
                                        std::vector<std::byte>& buffer) const {
@@ -93,17 +123,14 @@ Status WeightLoader::LoadUpProjections(const std::string& tensor, int head, cons
   const int per_head = nope + config_.v_head_dim;
   const Slice rows = {head * per_head, (head + 1) * per_head};
   const Part part = {.tensor = tensor, .rows = rows, .columns = {0, rank}, .whole_columns = rank};
-  ASSIGN_OR_RETURN(const auto values, ReadBf16(part, rows, buffer));
-  std::vector<Bf16> transposed(static_cast<size_t>(rank) * static_cast<size_t>(nope));
-  for (int n = 0; n < nope; ++n) {
-    const Bf16* row = values.data() + int64_t{n} * rank;
-    for (int r = 0; r < rank; ++r) transposed[static_cast<size_t>(int64_t{r} * nope + n)] = row[r];
-  }
-  kernels::PackBf16(transposed.data(), nope, key_up, 0, key_up.num_panels(),
-                    const_cast<Bf16*>(key_up.panels));
-  kernels::PackBf16(values.data() + int64_t{nope} * rank, rank, value_up, 0, value_up.num_panels(),
-                    const_cast<Bf16*>(value_up.panels));
-  return {};
+  return ReadPieces<Bf16>(
+      part, rows, per_head, buffer, [&](Slice piece, const Bf16* values, int64_t stride) -> Status {
+        RETURN_IF_ERROR(CheckFinite(part, piece, values, stride));
+        kernels::PackBf16Transposed(values, stride, key_up, const_cast<Bf16*>(key_up.panels));
+        kernels::PackBf16(values + nope * stride, stride, value_up, 0, value_up.num_panels(),
+                          const_cast<Bf16*>(value_up.panels));
+        return {};
+      });
 }
 
 // Values [begin, end) of a vector.
