@@ -296,8 +296,9 @@ struct Int8Inputs {
   static constexpr int64_t RoomBytes(int quads) { return 0; }
   TESSERA_INLINE void Prepare(int quads, void* room) {}
 
-  // acc[row][vector]: sums of x * (w + 128) over quads [first, first + quads) against a panel's weights.
-  TESSERA_INLINE void Multiply(int first, const uint8_t* w, int quads, I (*acc)[kInt8Vectors]) const {
+  // acc[row][vector]: sums of x * (w + 128) over quads [first, first + quads) against a panel's weights. Its
+  // own function: between the sums of leaves the compiler would keep these in memory.
+  TESSERA_NOINLINE void Multiply(int first, const uint8_t* w, int quads, I (*acc)[kInt8Vectors]) const {
     I sum[kRows][kInt8Vectors];
     TESSERA_UNROLL
     for (int row = 0; row < kRows; ++row) {
@@ -335,12 +336,14 @@ struct Int8Inputs {
   }
 };
 
+// As far ahead of the weights: with four rows the multiplications fill the window that would look ahead.
 constexpr int kPrefetchBytes = 8192;
 
 // Goes on with the sums of half a panel and four widened rows: sixteen registers hold no more.
 TESSERA_NOINLINE void MultiplyHalfPanel(const int32_t* wide, const uint8_t* w, int quads,
                                         I (*acc)[kInt8Vectors], int first_vector) {
   constexpr int kHalf = kInt8Vectors / 2;
+  static_assert(kHalf == 2);
   I sum[4][kHalf];
   TESSERA_UNROLL
   for (int row = 0; row < 4; ++row) {
@@ -366,6 +369,8 @@ TESSERA_NOINLINE void MultiplyHalfPanel(const int32_t* wide, const uint8_t* w, i
         const I quad_sum = AddI(_mm256_madd_epi16(even[v], x_even), _mm256_madd_epi16(odd[v], x_odd));
         sum[row][v] = AddI(sum[row][v], quad_sum);
       }
+      // One row after the other: mixed by the scheduler, they need more registers than there are.
+      asm volatile("" : "+x"(sum[row][0]), "+x"(sum[row][1]));
     }
   }
   TESSERA_UNROLL

@@ -241,8 +241,9 @@ struct Int8Inputs {
   static constexpr int64_t RoomBytes(int quads) { return 0; }
   TESSERA_INLINE void Prepare(int quads, void* room) {}
 
-  // acc[row][vector]: sums of x * (w + 128) over quads [first, first + quads) against a panel's weights.
-  TESSERA_INLINE void Multiply(int first, const uint8_t* w, int quads, I (*acc)[kInt8Vectors]) const {
+  // acc[row][vector]: sums of x * (w + 128) over quads [first, first + quads) against a panel's weights. Its
+  // own function: between the sums of leaves the compiler would keep these in memory.
+  TESSERA_NOINLINE void Multiply(int first, const uint8_t* w, int quads, I (*acc)[kInt8Vectors]) const {
     I sum[kRows][kInt8Vectors][kChains];
     TESSERA_UNROLL
     for (int row = 0; row < kRows; ++row) {
