@@ -22,14 +22,12 @@
 //            same order with the same running sum: the first candidate with C > u * T. Rounding may keep C
 //            from getting there: then the last candidate with p > 0.
 //
-// Whole rows are never sorted: the running sum needs the best candidates only, so they are taken in bands of
-// falling value, each band sorted by (value, id) as far as needed. Bands are disjoint value intervals, so
-// that their concatenation is the sorted row.
+// A row is read as few times as the rule allows: once for its range, once for the sum over all ids where
+// there is one, and for the blocks that can hold what Ranking is asked for. Masks and penalties are applied
+// in place.
 #include "engine/sampler.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <limits>
 
 #include "base/random.h"
@@ -37,32 +35,8 @@
 namespace tessera {
 namespace {
 
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-// The first band reaches down to exp(-kBandDepth) of the likeliest token; it usually holds the draw.
-constexpr float kBandDepth = 8;
-constexpr size_t kFirstSorted = 64;
-
-bool AllFinite(std::span<const float> values) {
-  // Sixteen accumulators, so that the compiler keeps them in vectors.
-  int32_t bad[16] = {};
-  const auto is_bad = [](float value) {
-    return -static_cast<int32_t>((std::bit_cast<uint32_t>(value) & 0x7fffffff) >= kernels::kInfinityBits);
-  };
-  size_t i = 0;
-  for (; i + 16 <= values.size(); i += 16) {
-    for (size_t lane = 0; lane < 16; ++lane) bad[lane] |= is_bad(values[i + lane]);
-  }
-  for (; i < values.size(); ++i) bad[0] |= is_bad(values[i]);
-  return std::ranges::all_of(bad, [](int32_t lane) { return lane == 0; });
-}
-
-void Divide(std::span<float> values, float divisor) {
-  size_t i = 0;
-  for (; i + 16 <= values.size(); i += 16) {
-    for (size_t lane = 0; lane < 16; ++lane) values[i + lane] /= divisor;
-  }
-  for (; i < values.size(); ++i) values[i] /= divisor;
-}
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr size_t kAll = std::numeric_limits<size_t>::max();
 
 // Ids are foreign here: those beyond the vocabulary are passed over.
 float* At(std::span<float> values, int32_t id) {
@@ -74,197 +48,166 @@ bool HasAdjustment(const SamplingRow& row) {
          row.forbidden_begin < row.forbidden_end || row.allowed_begin >= 0 || row.mask_begin >= 0;
 }
 
-void ApplyMasks(const GroupStep& step, const SamplingRow& row, std::span<float> y, std::vector<float>& kept) {
-  if (row.allowed_begin >= 0) {
-    const std::span allowed(step.token_lists.begin() + row.allowed_begin,
-                            step.token_lists.begin() + row.allowed_end);
-    kept.clear();
-    for (const int32_t id : allowed) {
-      const float* value = At(y, id);
-      kept.push_back(value == nullptr ? kMinusInfinity : *value);
-    }
-    std::ranges::fill(y, kMinusInfinity);
-    for (size_t i = 0; i < allowed.size(); ++i) {
-      if (float* value = At(y, allowed[i])) *value = kept[i];
-    }
+void KeepAllowed(std::span<const int32_t> allowed, std::span<float> y, std::vector<float>& kept) {
+  kept.clear();
+  for (const int32_t id : allowed) {
+    const float* value = At(y, id);
+    kept.push_back(value == nullptr ? -kInfinity : *value);
   }
-  for (int32_t i = row.forbidden_begin; i < row.forbidden_end; ++i) {
-    if (float* value = At(y, step.token_lists[i])) *value = kMinusInfinity;
-  }
-  for (int32_t i = row.bias_begin; i < row.bias_end; ++i) {
-    if (float* value = At(y, step.biases[i].token)) *value = *value + step.biases[i].bias;
-  }
-  if (row.mask_begin >= 0) {
-    for (size_t id = 0; id < y.size(); ++id) {
-      const uint32_t word = step.masks[row.mask_begin + id / 32];
-      if ((word >> (id % 32) & 1) == 0) y[id] = kMinusInfinity;
-    }
+  std::ranges::fill(y, -kInfinity);
+  for (size_t i = 0; i < allowed.size(); ++i) {
+    if (float* value = At(y, allowed[i])) *value = kept[i];
   }
 }
 
-void ApplyPenalties(const GroupStep& step, const SamplingRow& row, std::span<float> y) {
-  for (int32_t i = row.counts_begin; i < row.counts_end; ++i) {
-    const TokenCount& count = step.counts[i];
-    float* value = At(y, count.token);
-    if (value == nullptr) continue;
-    if (row.repetition_penalty != 1 && (count.in_prompt > 0 || count.in_output > 0)) {
-      *value = *value > 0 ? *value / row.repetition_penalty : *value * row.repetition_penalty;
-    }
-    if (count.in_output > 0) {
-      const float by_count = row.frequency_penalty * static_cast<float>(count.in_output);
-      *value = *value - by_count;
-      *value = *value - row.presence_penalty;
-    }
+void KeepBits(std::span<const uint32_t> words, std::span<float> y) {
+  for (size_t id = 0; id < y.size(); ++id) {
+    if ((words[id / 32] >> (id % 32) & 1) == 0) y[id] = -kInfinity;
   }
+}
+
+float Penalize(const SamplingRow& row, const TokenCount& count, float y) {
+  if (row.repetition_penalty != 1 && (count.in_prompt > 0 || count.in_output > 0)) {
+    y = y > 0 ? y / row.repetition_penalty : y * row.repetition_penalty;
+  }
+  if (count.in_output > 0) {
+    const float by_count = row.frequency_penalty * static_cast<float>(count.in_output);
+    y = y - by_count;
+    y = y - row.presence_penalty;
+  }
+  return y;
 }
 
 }  // namespace
 
 bool Sampler::Sample(const GroupStep& step, const LogitRow& row, std::span<float> logits, RowOutput& output) {
   output = {};
-  const std::span<const float> x = logits.first(std::min<size_t>(logits.size(), num_tokens_));
-  if (x.empty() || !AllFinite(x)) return false;
+  const std::span<float> x = logits.first(std::min<size_t>(logits.size(), num_tokens_));
+  if (x.empty()) return false;
+  const int n = static_cast<int>(x.size());
+  maxima_.resize(kernels::NumMaxBlocks(n));
+  const kernels::RowRange range = kernels_.range(x.data(), n, maxima_.data());
+  if (!range.finite || range.min == -kInfinity) return false;
+  raw_.clear();
   RowOutput answer;
+  Logprobs logprobs;
+  if (row.num_logprobs >= 0) logprobs = AddTop(x, range.max, row.num_logprobs, answer);
   answer.token = row.target;
   if (row.sampling >= 0) {
-    answer.token = Draw(step, step.sampling[row.sampling], x);
+    answer.token = Draw(step, step.sampling[row.sampling], x, range.max, logprobs.sum);
     if (answer.token < 0) return false;
   }
-  if (row.num_logprobs >= 0) AddLogprobs(x, row.num_logprobs, answer);
+  if (row.num_logprobs >= 0 && answer.token >= 0 && answer.token < n)
+    answer.logprob = (RawValue(x, answer.token) - logprobs.max) - logprobs.log_sum;
   output = std::move(answer);
   return true;
 }
 
-void Sampler::AddLogprobs(std::span<const float> x, int num_logprobs, RowOutput& output) {
+Sampler::Logprobs Sampler::AddTop(std::span<const float> x, float max, int num_logprobs, RowOutput& output) {
   const int n = static_cast<int>(x.size());
-  const float max = kernels_.max(x.data(), n, nullptr) + 0.0f;
-  const float log_sum = kernels_.log(kernels_.exp_sum(x.data(), n, max, nullptr));
-  const auto logprob = [&](int32_t id) { return (x[id] - max) - log_sum; };
-  if (output.token >= 0 && output.token < n) output.logprob = logprob(output.token);
-  if (num_logprobs == 0) return;
-  SelectBest(x, std::min(num_logprobs, n));
-  for (const Candidate& candidate : candidates_) {
-    output.top.push_back({.token = candidate.token, .logprob = logprob(candidate.token)});
-  }
-}
-
-// The token drawn, or -1 if the row fails.
-int32_t Sampler::Draw(const GroupStep& step, const SamplingRow& row, std::span<const float> x) {
-  const int n = static_cast<int>(x.size());
-  const bool greedy = row.temperature == 0;
-  std::span<const float> y = x;
-  if (!greedy || HasAdjustment(row)) {
-    adjusted_.assign(x.begin(), x.end());
-    ApplyMasks(step, row, adjusted_, scratch_);
-    ApplyPenalties(step, row, adjusted_);
-    if (!greedy) Divide(adjusted_, row.temperature);
-    y = adjusted_;
-  }
-  bool finite = true;
-  const float max = kernels_.max(y.data(), n, &finite);
-  if (!finite || max == kMinusInfinity) return -1;
-  if (greedy) return static_cast<int32_t>(std::ranges::find(y, max) - y.begin());
-  const float u = UnitFloat(Philox4x32(row.seed, {row.position, row.choice, 0, 0})[0]);
-  return DrawFrom(row, max, u);
-}
-
-// From adjusted_, which holds the values after the division by the temperature.
-int32_t Sampler::DrawFrom(const SamplingRow& row, float max, float u) {
-  const std::span<float> v = adjusted_;
-  const int n = static_cast<int>(v.size());
-  if (row.min_p > 0) {
-    scratch_.resize(n);
-    kernels_.exp_sum(v.data(), n, max, scratch_.data());
-    const float least = std::min(row.min_p, 1.0f);
-    for (int i = 0; i < n; ++i) {
-      if (scratch_[i] < least) v[i] = kMinusInfinity;
+  const float sum = kernels_.exp_sum(x.data(), n, 1, max, nullptr);
+  const float log_sum = kernels_.log(sum);
+  const auto wanted = static_cast<size_t>(std::min(num_logprobs, n));
+  if (wanted > 0) {
+    ranking_.Begin(x, maxima_, 1, max);
+    while (ranking_.size() < wanted && ranking_.Extend(1, static_cast<int64_t>(wanted - ranking_.size()))) {
     }
   }
-  Prefix prefix;
-  if (row.top_k > 0 && row.top_k < n) {
-    SelectBest(v, row.top_k);
-    while (candidates_.back().value == kMinusInfinity) candidates_.pop_back();
-    num_sorted_ = candidates_.size();
-    band_bottom_ = kMinusInfinity;
-    FillWeights(0, max);
-    float sum = 0;
-    for (const float weight : weights_) sum = sum + weight;
-    prefix.total = sum;
-  } else {
-    prefix.total = kernels_.exp_sum(v.data(), n, max, nullptr);
-    candidates_.clear();
-    weights_.clear();
-    num_sorted_ = 0;
-    band_bottom_ = std::numeric_limits<float>::infinity();
+  for (size_t i = 0; i < wanted; ++i) {
+    const int32_t token = ranking_.token(i);
+    output.top.push_back({.token = token, .logprob = (x[token] - max) - log_sum});
   }
-  prefix.size = std::numeric_limits<size_t>::max();
+  return {.max = max, .sum = sum, .log_sum = log_sum};
+}
+
+// Applies masks, bias and penalties in place.
+void Sampler::Adjust(const GroupStep& step, const SamplingRow& row, std::span<float> y) {
+  if (row.allowed_begin >= 0) {
+    const std::span<const int32_t> ids = step.token_lists;
+    KeepAllowed(ids.subspan(row.allowed_begin, row.allowed_end - row.allowed_begin), y, kept_);
+  }
+  for (int32_t i = row.forbidden_begin; i < row.forbidden_end; ++i) {
+    if (float* value = At(y, step.token_lists[i])) *value = -kInfinity;
+  }
+  const auto change = [&](int32_t id, const auto& changed) {
+    float* value = At(y, id);
+    if (value == nullptr) return;
+    raw_.push_back({id, *value});
+    *value = changed(*value);
+  };
+  for (int32_t i = row.bias_begin; i < row.bias_end; ++i)
+    change(step.biases[i].token, [&](float value) { return value + step.biases[i].bias; });
+  if (row.mask_begin >= 0) KeepBits(std::span(step.masks).subspan(row.mask_begin), y);
+  for (int32_t i = row.counts_begin; i < row.counts_end; ++i)
+    change(step.counts[i].token, [&](float value) { return Penalize(row, step.counts[i], value); });
+}
+
+// The logit of a token that was drawn, before Adjust. (Masked ones are never drawn.)
+float Sampler::RawValue(std::span<const float> y, int32_t token) const {
+  const auto changed = std::ranges::find(raw_, token, &RawLogit::token);
+  return changed == raw_.end() ? y[token] : changed->value;
+}
+
+// The token drawn, or -1 if the row fails. `x_sum`: sum of exp(x - x_max), or 0 where it is not known.
+int32_t Sampler::Draw(const GroupStep& step, const SamplingRow& row, std::span<float> x, float x_max,
+                      float x_sum) {
+  const int n = static_cast<int>(x.size());
+  float y_max = x_max;
+  if (HasAdjustment(row)) {
+    Adjust(step, row, x);
+    const kernels::RowRange range = kernels_.range(x.data(), n, maxima_.data());
+    if (!range.finite) return -1;
+    y_max = range.max;
+    x_sum = 0;
+  }
+  if (y_max == -kInfinity) return -1;
+  if (row.temperature == 0) {
+    const auto block = std::ranges::find(maxima_, y_max) - maxima_.begin();
+    return static_cast<int32_t>(std::find(x.begin() + block * kernels::kMaxBlock, x.end(), y_max) -
+                                x.begin());
+  }
+  // The greatest quotient is that of the greatest value: rounding keeps the order.
+  const float max = y_max / row.temperature + 0.0f;
+  if (!(max > -kInfinity && max < kInfinity)) return -1;
+  ranking_.Begin(x, maxima_, row.temperature, max);
+  sums_.clear();
+  const bool has_top_k = row.top_k > 0 && row.top_k < n;
+  float total = 0;
+  size_t most = kAll;
+  if (row.min_p > 0) total = ranking_.KeepAtLeast(std::min(row.min_p, 1.0f));
+  if (has_top_k) {
+    most = Prefix(kInfinity, 0, false, static_cast<size_t>(row.top_k));
+    total = sums_[most - 1];
+  } else if (!(row.min_p > 0)) {
+    const bool is_known = x_sum > 0 && row.temperature == 1;
+    total = is_known ? x_sum : kernels_.exp_sum(x.data(), n, row.temperature, max, nullptr);
+  }
   if (row.top_p < 1) {
-    const float limit = row.top_p * prefix.total;
-    float sum = 0;
-    size_t size = 0;
-    while ((size < num_sorted_ || Extend(v, max)) && size < num_sorted_) {
-      sum = sum + weights_[size++];
-      if (sum >= limit) break;
-    }
-    prefix = {.size = size, .total = sum};
+    most = Prefix(row.top_p * total, total, false, most);
+    total = sums_[most - 1];
   }
-  const float limit = u * prefix.total;
-  float sum = 0;
-  int32_t last = -1;
-  for (size_t i = 0; i < prefix.size && (i < num_sorted_ || Extend(v, max)); ++i) {
-    sum = sum + weights_[i];
-    if (weights_[i] > 0) last = candidates_[i].token;
-    if (sum > limit) break;
-  }
-  return last;
+  const float u = UnitFloat(Philox4x32(row.seed, {row.position, row.choice, 0, 0})[0]);
+  return ranking_.token(Prefix(u * total, total, true, most) - 1);
 }
 
-// Sorts more candidates behind the first num_sorted_, with their weights. False when there are no more.
-bool Sampler::Extend(std::span<const float> v, float max) {
-  if (num_sorted_ == candidates_.size()) {
-    if (band_bottom_ == kMinusInfinity) return false;
-    // Values in [bottom, band_bottom_), the first band with the maximum; then all that is left above -inf.
-    const bool is_first = candidates_.empty();
-    const float bottom = is_first ? max - kBandDepth : std::numeric_limits<float>::lowest();
-    for (size_t id = 0; id < v.size(); ++id) {
-      if (v[id] >= bottom && v[id] < band_bottom_) candidates_.push_back({v[id], static_cast<int32_t>(id)});
-    }
-    band_bottom_ = is_first ? bottom : kMinusInfinity;
-    if (num_sorted_ == candidates_.size()) return false;
+// The size of the shortest prefix of the ranked tokens, of at least 1 and at most `most`, whose weights sum
+// to `limit`, or beyond it; all of them where none does. Tokens without weight change no sum: they count as
+// none.
+size_t Sampler::Prefix(float limit, float total, bool beyond, size_t most) {
+  const auto is_short = [&](float sum) { return beyond ? !(sum > limit) : !(sum >= limit); };
+  const auto known = std::ranges::partition_point(sums_, is_short);
+  if (known != sums_.end()) return std::min<size_t>(known - sums_.begin() + 1, most);
+  float sum = sums_.empty() ? 0 : sums_.back();
+  while (sums_.size() < most && (sums_.empty() || is_short(sum))) {
+    const size_t place = sums_.size();
+    const int64_t count = most == kAll ? Ranking::kAnyCount : static_cast<int64_t>(most - place);
+    const float share = total > sum ? (limit - sum) / (total - sum) : 1;
+    if (place == ranking_.size() && !ranking_.Extend(share, count)) break;
+    if (ranking_.weight(place) == 0) break;
+    sum = sum + ranking_.weight(place);
+    sums_.push_back(sum);
   }
-  const size_t count = std::min(std::max(kFirstSorted, 3 * num_sorted_), candidates_.size() - num_sorted_);
-  const auto begin = candidates_.begin() + static_cast<ptrdiff_t>(num_sorted_);
-  const auto end = begin + static_cast<ptrdiff_t>(count);
-  if (end != candidates_.end()) std::nth_element(begin, end, candidates_.end(), IsBetter);
-  std::sort(begin, end, IsBetter);
-  num_sorted_ += count;
-  FillWeights(num_sorted_ - count, max);
-  return true;
-}
-
-// weights_[i] = exp(value - max) for the sorted candidates from `begin` on.
-void Sampler::FillWeights(size_t begin, float max) {
-  weights_.resize(num_sorted_);
-  scratch_.clear();
-  for (size_t i = begin; i < num_sorted_; ++i) scratch_.push_back(candidates_[i].value);
-  kernels_.exp_sum(scratch_.data(), static_cast<int>(scratch_.size()), max, weights_.data() + begin);
-}
-
-// candidates_ = the `count` best of `values`, best first. One pass with a heap whose front is the worst kept.
-void Sampler::SelectBest(std::span<const float> values, int count) {
-  candidates_.clear();
-  for (int32_t id = 0; id < count; ++id) candidates_.push_back({values[id], id});
-  std::ranges::make_heap(candidates_, IsBetter);
-  float worst = candidates_.front().value;
-  for (size_t id = count; id < values.size(); ++id) {
-    // An equal value has a higher id than all kept: not better.
-    if (!(values[id] > worst)) continue;
-    std::ranges::pop_heap(candidates_, IsBetter);
-    candidates_.back() = {values[id], static_cast<int32_t>(id)};
-    std::ranges::push_heap(candidates_, IsBetter);
-    worst = candidates_.front().value;
-  }
-  std::ranges::sort(candidates_, IsBetter);
+  return sums_.size();
 }
 
 }  // namespace tessera

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/ranking.h"
 #include "kernels/kernels.h"
 #include "model/step.h"
 
@@ -13,40 +14,35 @@ namespace tessera {
 class Sampler {
  public:
   // `num_tokens`: ids at or above it (padding rows of the head) are -inf before anything else.
-  Sampler(const kernels::Kernels& kernels, int num_tokens) : kernels_(kernels), num_tokens_(num_tokens) {}
+  Sampler(const kernels::Kernels& kernels, int num_tokens)
+      : kernels_(kernels), num_tokens_(num_tokens), ranking_(kernels) {}
 
   // `logits` [vocab_size] may be overwritten. False when a logit is not finite, before or after bias and
   // penalties, or when masks leave no token at all; `output` is then empty. One thread per object.
   bool Sample(const GroupStep& step, const LogitRow& row, std::span<float> logits, RowOutput& output);
 
  private:
-  struct Candidate {
-    float value;
+  struct Logprobs {
+    float max = 0, sum = 0, log_sum = 0;
+  };
+  struct RawLogit {
     int32_t token;
+    float value;
   };
-  struct Prefix {
-    size_t size = 0;  // candidates, best first
-    float total = 0;  // mass the draw is relative to
-  };
-  static bool IsBetter(const Candidate& a, const Candidate& b) {
-    return a.value > b.value || (a.value == b.value && a.token < b.token);
-  }
 
-  void AddLogprobs(std::span<const float> x, int num_logprobs, RowOutput& output);
-  int32_t Draw(const GroupStep& step, const SamplingRow& row, std::span<const float> x);
-  int32_t DrawFrom(const SamplingRow& row, float max, float u);
-  bool Extend(std::span<const float> v, float max);
-  void FillWeights(size_t begin, float max);
-  void SelectBest(std::span<const float> values, int count);
+  Logprobs AddTop(std::span<const float> x, float max, int num_logprobs, RowOutput& output);
+  int32_t Draw(const GroupStep& step, const SamplingRow& row, std::span<float> x, float x_max, float x_sum);
+  size_t Prefix(float limit, float total, bool beyond, size_t most);
+  void Adjust(const GroupStep& step, const SamplingRow& row, std::span<float> y);
+  float RawValue(std::span<const float> y, int32_t token) const;
 
   const kernels::Kernels& kernels_;
   const int num_tokens_;
-  std::vector<float> adjusted_;  // the row after masks, bias, penalties and temperature
-  std::vector<float> scratch_;
-  std::vector<Candidate> candidates_;  // best first up to num_sorted_
-  std::vector<float> weights_;         // of the sorted candidates
-  size_t num_sorted_ = 0;
-  float band_bottom_ = 0;  // candidates below this value were not collected yet
+  Ranking ranking_;
+  std::vector<float> maxima_;  // of the row's blocks
+  std::vector<RawLogit> raw_;  // what bias and penalties changed, in order
+  std::vector<float> kept_;
+  std::vector<float> sums_;  // running sums of the ranked weights
 };
 
 }  // namespace tessera

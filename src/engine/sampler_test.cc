@@ -45,8 +45,7 @@ class NaiveSampler {
     float total = Sum64(p);
     std::vector<int32_t> order(n);
     std::iota(order.begin(), order.end(), 0);
-    std::ranges::sort(order,
-                      [&](int32_t a, int32_t b) { return y_[a] > y_[b] || (y_[a] == y_[b] && a < b); });
+    std::ranges::stable_sort(order, [&](int32_t a, int32_t b) { return y_[a] > y_[b]; });
     std::erase_if(order, [&](int32_t id) { return y_[id] == kMinusInfinity; });
     if (row_.top_k > 0 && row_.top_k < n) {
       if (order.size() > static_cast<size_t>(row_.top_k)) order.resize(row_.top_k);
@@ -77,9 +76,10 @@ class NaiveSampler {
       return std::vector<int32_t>(step_.token_lists.begin() + begin, step_.token_lists.begin() + end);
     };
     if (row_.allowed_begin >= 0) {
-      const auto allowed = list(row_.allowed_begin, row_.allowed_end);
+      std::vector<bool> is_allowed(y_.size());
+      for (const int32_t id : list(row_.allowed_begin, row_.allowed_end)) is_allowed[id] = true;
       for (size_t id = 0; id < y_.size(); ++id) {
-        if (std::ranges::find(allowed, static_cast<int32_t>(id)) == allowed.end()) y_[id] = kMinusInfinity;
+        if (!is_allowed[id]) y_[id] = kMinusInfinity;
       }
     }
     for (const int32_t id : list(row_.forbidden_begin, row_.forbidden_end)) y_[id] = kMinusInfinity;
@@ -95,7 +95,7 @@ class NaiveSampler {
   }
   static std::vector<float> Exp(const std::vector<float>& y) {
     std::vector<float> p(y.size());
-    Scalar().exp_sum(y.data(), static_cast<int>(y.size()), *std::ranges::max_element(y), p.data());
+    Scalar().exp_sum(y.data(), static_cast<int>(y.size()), 1, *std::ranges::max_element(y), p.data());
     return p;
   }
   static float Sum64(const std::vector<float>& p) {
@@ -128,23 +128,37 @@ struct Case {
   std::vector<float> logits;
 };
 
-Case RandomCase(uint64_t seed) {
+// Rows of every shape that the sampler treats apart: flat, peaked, tied, equal, huge, tiny.
+std::vector<float> RandomLogits(RandomStream& random, uint32_t n) {
+  const float spread =
+      std::vector<float>{0, 1, 4, 30, 1e-3f, 1e-7f, 1e30f}[random.Below(random.Below(2) ? 4 : 7)];
+  const float offset = random.Below(4) == 0 ? std::vector<float>{-20, 7, 1000}[random.Below(3)] : 0;
+  const uint32_t ties = random.Below(6);
+  std::vector<float> logits;
+  for (uint32_t i = 0; i < n; ++i) {
+    float x = (random.Unit() + random.Unit() + random.Unit() - 1.5f) * spread + offset;
+    if (ties == 0) x = std::floor(x);
+    if (ties == 1) x = std::round(x * 16) / 16;
+    logits.push_back(x);
+  }
+  if (random.Below(3) == 0) {
+    for (int i = 0; i < 40; ++i) logits[random.Below(n)] += spread * random.Unit() * 3;
+  }
+  return logits;
+}
+
+Case RandomCase(uint64_t seed, bool is_large) {
   RandomStream random(seed);
   Case result;
   const uint32_t sizes[] = {1, 5, 63, 64, 65, 300, 1000, 5000};
-  const uint32_t n = sizes[random.Below(8)];
-  const float spread = std::vector<float>{0, 1, 4, 30}[random.Below(4)];
-  const bool ties = random.Below(3) == 0;
-  for (uint32_t i = 0; i < n; ++i) {
-    float x = (random.Unit() + random.Unit() + random.Unit() - 1.5f) * spread;
-    if (ties) x = std::floor(x);
-    result.logits.push_back(x);
-  }
+  const uint32_t large_sizes[] = {2049, 16384, 33000, 129280};
+  const uint32_t n = is_large ? large_sizes[random.Below(4)] : sizes[random.Below(8)];
+  result.logits = RandomLogits(random, n);
   SamplingRow row;
-  row.temperature = std::vector<float>{0, 0.3f, 1, 1, 2.5f}[random.Below(5)];
+  row.temperature = std::vector<float>{0, 0.3f, 1, 1, 2.5f, 0.01f}[random.Below(6)];
   row.top_p = std::vector<float>{1, 1, 0.95f, 0.5f, 1e-6f, 0.999999f}[random.Below(6)];
-  row.top_k = std::vector<int32_t>{0, 0, -1, 1, 3, 50, static_cast<int32_t>(n)}[random.Below(7)];
-  row.min_p = std::vector<float>{0, 0, 0.05f, 0.5f, 1}[random.Below(5)];
+  row.top_k = std::vector<int32_t>{0, 0, -1, 1, 3, 50, 1200, static_cast<int32_t>(n)}[random.Below(8)];
+  row.min_p = std::vector<float>{0, 0, 0, 0.05f, 0.5f, 1, 1e-6f}[random.Below(7)];
   row.seed = random.Next64();
   row.position = random.Below(1000);
   row.choice = random.Below(4);
@@ -178,9 +192,9 @@ Case RandomCase(uint64_t seed) {
 }
 
 TEST_P(SamplerTest, DrawsWhatTheSpecificationSays) {
-  for (uint64_t seed = 0; seed < 3000; ++seed) {
+  for (uint64_t seed = 0; seed < 3160; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
-    Case test = RandomCase(seed);
+    Case test = RandomCase(seed, seed >= 3000);
     const int32_t wanted = NaiveSampler(test.step, test.step.sampling[0], test.logits).Draw();
     Sampler sampler(*kernels_, static_cast<int>(test.logits.size()));
     RowOutput output;
@@ -191,20 +205,23 @@ TEST_P(SamplerTest, DrawsWhatTheSpecificationSays) {
 }
 
 TEST_P(SamplerTest, LogprobsAreRawAndTopIsSorted) {
-  for (uint64_t seed = 0; seed < 200; ++seed) {
-    Case test = RandomCase(seed);
+  for (uint64_t seed = 0; seed < 220; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Case test = RandomCase(seed, seed >= 200);
     const std::vector<float> raw = test.logits;
     const int n = static_cast<int>(raw.size());
     const float max = *std::ranges::max_element(raw) + 0.0f;
-    const float log_sum = Scalar().log(Scalar().exp_sum(raw.data(), n, max, nullptr));
+    const float log_sum = Scalar().log(Scalar().exp_sum(raw.data(), n, 1, max, nullptr));
     std::vector<int32_t> order(n);
     std::iota(order.begin(), order.end(), 0);
     std::ranges::sort(order,
                       [&](int32_t a, int32_t b) { return raw[a] > raw[b] || (raw[a] == raw[b] && a < b); });
     Sampler sampler(*kernels_, n);
     RowOutput output;
-    if (!sampler.Sample(test.step, {.sampling = 0, .num_logprobs = 7}, test.logits, output)) continue;
-    ASSERT_EQ(output.top.size(), std::min<size_t>(7, n));
+    const int num_logprobs = seed % 10 == 0 ? n : 7;
+    if (!sampler.Sample(test.step, {.sampling = 0, .num_logprobs = num_logprobs}, test.logits, output))
+      continue;
+    ASSERT_EQ(output.top.size(), std::min<size_t>(num_logprobs, n));
     EXPECT_EQ(std::bit_cast<uint32_t>(output.logprob),
               std::bit_cast<uint32_t>((raw[output.token] - max) - log_sum));
     for (size_t i = 0; i < output.top.size(); ++i) {

@@ -154,8 +154,8 @@ class Inputs {
     add("rope", row * 8, [this](const Kernels& k) { k.rope(x_bf16_, x_, x_ + kK, kK, out_bf16_); });
     add("add_fixed", row * 16, [this](const Kernels& k) { k.add_fixed(fixed_, kK, out_); });
     add("sigmoid", row * 8, [this](const Kernels& k) { k.sigmoid(x_, kK, out_); });
-    add("max", row * 4, [this](const Kernels& k) { out_[0] = k.max(x_, kK, nullptr); });
-    add("exp_sum", row * 8, [this](const Kernels& k) { k.exp_sum(x_, kK, 1.0f, out_); });
+    add("max", row * 4, [this](const Kernels& k) { out_[0] = k.range(x_, kK, out_ + 8).max; });
+    add("exp_sum", row * 8, [this](const Kernels& k) { k.exp_sum(x_, kK, 1.0f, 1.0f, out_); });
   }
 
   void AddProducts(int rows, std::vector<Case>* cases) {

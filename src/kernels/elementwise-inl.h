@@ -210,39 +210,94 @@ inline void SigmoidRow(const float* x, int n, float* out) {
   }
 }
 
-inline float MaxOf(const float* x, int n, bool* finite) {
-  const F infinity = AsF(SetI(kInfinityBits));
-  F largest = Negate(infinity);
-  uint32_t wrong = 0;
-  for (int i = 0; i < n; i += kLanes) {
-    const int count = LanesLeft(n, i);
-    F value = LoadF(x + i, count);
-    if (count < kLanes) value = SelectF(FirstLanes(count), value, Negate(infinity));
-    largest = Max(value, largest);
-    wrong |= ~LaneBits(LessF(value, infinity));
-  }
+inline float LargestOf(F x) {
   float lanes[kLanes];
-  StoreF(lanes, largest);
-  for (int i = 1; i < kLanes; ++i) {
-    if (lanes[i] > lanes[0]) lanes[0] = lanes[i];
-  }
-  if (finite != nullptr) *finite = (wrong & ((uint32_t{1} << kLanes) - 1)) == 0;
-  return lanes[0] + 0.0f;
+  StoreF(lanes, x);
+  for (int i = 1; i < kLanes; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+  return lanes[0];
 }
 
-inline float ExpSum(const float* x, int n, float shift, float* out) {
-  SumLanes sum;
-  for (int i = 0; i < n; i += 64) {
-    TESSERA_UNROLL
-    for (int v = 0; v < SumLanes::kVectors; ++v) {
-      const int at = i + v * kLanes;
-      const int count = LanesLeft(n, at);
-      if (count <= 0) break;
-      F e = Exp(Sub(LoadF(x + at, count), SetF(shift)));
-      if (count < kLanes) e = SelectF(FirstLanes(count), e, SetF(0.0f));
-      sum.lanes[v] = Add(sum.lanes[v], e);
-      if (out != nullptr) StoreF(out + at, e, count);
+inline RowRange Range(const float* x, int n, float* block_maxima) {
+  const F infinity = AsF(SetI(kInfinityBits));
+  F smallest = infinity;
+  float max = -__builtin_inff();
+  uint32_t wrong = 0;
+  for (int begin = 0; begin < n; begin += kMaxBlock) {
+    const int size = n - begin < kMaxBlock ? n - begin : kMaxBlock;
+    F largest = Negate(infinity);
+    int i = 0;
+    for (; i + kLanes <= size; i += kLanes) {
+      const F value = LoadF(x + begin + i);
+      smallest = Min(value, smallest);
+      largest = Max(value, largest);
+      wrong |= ~LaneBits(LessF(value, infinity));
     }
+    if (i < size) {
+      const M there = FirstLanes(size - i);
+      const F value = LoadF(x + begin + i, size - i);
+      smallest = SelectF(there, Min(value, smallest), smallest);
+      largest = SelectF(there, Max(value, largest), largest);
+      wrong |= ~LaneBits(LessF(value, infinity));
+    }
+    const float block_max = LargestOf(largest) + 0.0f;
+    block_maxima[begin / kMaxBlock] = block_max;
+    if (block_max > max) max = block_max;
   }
+  const float min = -LargestOf(Negate(smallest)) + 0.0f;
+  return {.min = min, .max = max, .finite = (wrong & ((uint32_t{1} << kLanes) - 1)) == 0};
+}
+
+inline int Select(const float* x, int n, float low, float high, int32_t first_id, int32_t* ids) {
+  int count = 0;
+  for (int i = 0; i < n; i += kLanes) {
+    const F value = LoadF(x + i, LanesLeft(n, i));
+    uint32_t lanes = LaneBits(LessF(value, SetF(high))) & ~LaneBits(LessF(value, SetF(low)));
+    if (n - i < kLanes) lanes &= (uint32_t{1} << (n - i)) - 1;
+    // Four at a time whether or not they are there: how many there are is hard to predict.
+    const int found = __builtin_popcount(lanes);
+    for (int done = 0; done < found; done += 4) {
+      TESSERA_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        ids[count + done + j] = first_id + i + __builtin_ctz(lanes | uint32_t{1} << 31);
+        lanes &= lanes - 1;
+      }
+    }
+    count += found;
+  }
+  return count;
+}
+
+// 64 values from lane 0 on, or fewer, which end the row. `divided`: by other than 1.
+template <bool divided, bool whole>
+TESSERA_INLINE void AddExp(const float* x, int n, F divisor, F shift, float* out, SumLanes& sum) {
+  TESSERA_UNROLL
+  for (int v = 0; v < SumLanes::kVectors; ++v) {
+    const int at = v * kLanes;
+    const int count = whole ? kLanes : LanesLeft(n, at);
+    if (count <= 0) return;
+    F value = whole ? LoadF(x + at) : LoadF(x + at, count);
+    if (divided) value = Div(value, divisor);
+    F e = ExpOfNegative(Sub(value, shift));
+    if (!whole) e = SelectF(FirstLanes(count), e, SetF(0.0f));
+    sum.lanes[v] = Add(sum.lanes[v], e);
+    if (out != nullptr) StoreF(out + at, e, count);
+  }
+}
+
+template <bool divided>
+inline float ExpSumBy(const float* x, int n, F divisor, F shift, float* out) {
+  SumLanes sum;
+  int i = 0;
+  if (out == nullptr) {
+    for (; i + 64 <= n; i += 64) AddExp<divided, true>(x + i, 64, divisor, shift, nullptr, sum);
+  } else {
+    for (; i + 64 <= n; i += 64) AddExp<divided, true>(x + i, 64, divisor, shift, out + i, sum);
+  }
+  if (i < n) AddExp<divided, false>(x + i, n - i, divisor, shift, out == nullptr ? out : out + i, sum);
   return sum.Fold();
+}
+
+inline float ExpSum(const float* x, int n, float divisor, float shift, float* out) {
+  return divisor == 1 ? ExpSumBy<false>(x, n, SetF(divisor), SetF(shift), out)
+                      : ExpSumBy<true>(x, n, SetF(divisor), SetF(shift), out);
 }

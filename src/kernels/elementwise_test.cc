@@ -194,10 +194,12 @@ TEST_P(ElementwiseTest, AddFixed) {
   }
 }
 
-TEST_P(ElementwiseTest, Max) {
+TEST_P(ElementwiseTest, Range) {
   RandomStream random(27);
   const float infinity = std::bit_cast<float>(kInfinityBits);
-  for (const int n : kLengths) {
+  std::vector<int> lengths(std::begin(kLengths), std::end(kLengths));
+  lengths.insert(lengths.end(), {kMaxBlock - 1, kMaxBlock, kMaxBlock + 1, 3 * kMaxBlock + 17});
+  for (const int n : lengths) {
     for (int trial = 0; trial < 8; ++trial) {
       std::vector<float> x = AnyFloats(random, n, trial > 5);
       if (trial == 1) x = NormalFloats(random, n, -1.0f);
@@ -208,12 +210,32 @@ TEST_P(ElementwiseTest, Max) {
         for (float& value : x) value = -std::abs(value) - 1.0f;
         if (n > 0) x[random.Below(n)] = -infinity;
       }
-      bool finite_a = false, finite_b = true;
-      const float a = Reference().max(x.data(), n, &finite_a);
-      const float b = kernels().max(x.data(), n, &finite_b);
-      EXPECT_EQ(Bits(a), Bits(b));
-      EXPECT_EQ(finite_a, finite_b);
-      EXPECT_EQ(Bits(kernels().max(x.data(), n, nullptr)), Bits(a));
+      std::vector<float> maxima_a(NumMaxBlocks(n) + kCanary, 3.0f), maxima_b = maxima_a;
+      const RowRange a = Reference().range(x.data(), n, maxima_a.data());
+      const RowRange b = kernels().range(x.data(), n, maxima_b.data());
+      EXPECT_EQ(Bits(a.min), Bits(b.min));
+      EXPECT_EQ(Bits(a.max), Bits(b.max));
+      EXPECT_EQ(a.finite, b.finite);
+      ExpectSame(maxima_a, maxima_b);
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, Select) {
+  RandomStream random(29);
+  const float infinity = std::bit_cast<float>(kInfinityBits);
+  for (const int n : kLengths) {
+    for (const float low : {-infinity, -1.0f, 0.0f, 2.0f}) {
+      std::vector<float> x = NormalFloats(random, n, 1.5f);
+      for (int i = 0; i < n; i += 5) x[i] = low;
+      for (int i = 2; i < n; i += 7) x[i] = -0.0f;
+      if (n > 0) x[random.Below(n)] = -infinity;
+      for (const float high : {low, low + 1.0f, infinity}) {
+        std::vector<int32_t> a(n + 16, -7), b = a;
+        const int count = Reference().select(x.data(), n, low, high, 1000, a.data());
+        ASSERT_EQ(kernels().select(x.data(), n, low, high, 1000, b.data()), count);
+        for (int i = 0; i < count; ++i) ASSERT_EQ(a[i], b[i]);
+      }
     }
   }
 }
@@ -222,31 +244,38 @@ TEST_P(ElementwiseTest, ExpSum) {
   RandomStream random(28);
   const float infinity = std::bit_cast<float>(kInfinityBits);
   for (const int n : kLengths) {
-    for (int trial = 0; trial < 6; ++trial) {
-      std::vector<float> x = NormalFloats(random, n, trial < 3 ? 5.0f : 100.0f);
-      if (trial == 2 && n > 1) x[random.Below(n)] = -infinity;
-      if (trial == 5) x = AnyFloats(random, n, true);
-      const float shift = trial < 3 ? 9.0f : 0.0f;
+    for (int trial = 0; trial < 10; ++trial) {
+      std::vector<float> x = NormalFloats(random, n, trial % 5 < 3 ? 5.0f : 100.0f);
+      if (trial % 5 == 2 && n > 1) x[random.Below(n)] = -infinity;
+      const float divisor = trial < 5 ? 1.0f : 0.7f;
+      float shift = 0;
+      for (const float value : x) shift = std::max(shift, value / divisor);
       std::vector<float> a(n + kCanary, 3.0f), b = a;
-      const float sum_a = Reference().exp_sum(x.data(), n, shift, a.data());
-      const float sum_b = kernels().exp_sum(x.data(), n, shift, b.data());
+      const float sum_a = Reference().exp_sum(x.data(), n, divisor, shift, a.data());
+      const float sum_b = kernels().exp_sum(x.data(), n, divisor, shift, b.data());
       EXPECT_TRUE(SameFloat(sum_a, sum_b)) << sum_a << " " << sum_b;
       ExpectSame(a, b);
-      EXPECT_TRUE(SameFloat(kernels().exp_sum(x.data(), n, shift, nullptr), sum_a));
+      EXPECT_TRUE(SameFloat(kernels().exp_sum(x.data(), n, divisor, shift, nullptr), sum_a));
     }
   }
 }
 
+// exp_sum takes exp of what is not positive, sigmoid of everything.
 TEST_P(ElementwiseTest, ExpOverItsWholeRange) {
   std::vector<float> x;
-  for (uint32_t bits = 0; bits < 0x43000000u; bits += 40009) {
-    x.push_back(std::bit_cast<float>(bits));
-    x.push_back(std::bit_cast<float>(bits | 0x80000000u));
-  }
-  for (const float edge : {88.72f, 88.73f, -87.33f, -87.34f, 88.719f, -87.329f}) x.push_back(edge);
-  std::vector<float> a(x.size()), b(x.size());
-  Reference().exp_sum(x.data(), static_cast<int>(x.size()), 0.0f, a.data());
-  kernels().exp_sum(x.data(), static_cast<int>(x.size()), 0.0f, b.data());
+  for (uint32_t bits = 0; bits < 0x43000000u; bits += 40009) x.push_back(-std::bit_cast<float>(bits));
+  for (const float edge : {-87.33f, -87.34f, -87.329f}) x.push_back(edge);
+  const int n = static_cast<int>(x.size());
+  std::vector<float> a(n), b(n);
+  Reference().exp_sum(x.data(), n, 1.0f, 0.0f, a.data());
+  kernels().exp_sum(x.data(), n, 1.0f, 0.0f, b.data());
+  ExpectSame(a, b);
+  for (const float edge : {-88.72f, -88.73f, -88.719f}) x.push_back(edge);
+  for (size_t i = 0, size = x.size(); i < size; ++i) x.push_back(-x[i]);
+  a.resize(x.size());
+  b.resize(x.size());
+  Reference().sigmoid(x.data(), static_cast<int>(x.size()), a.data());
+  kernels().sigmoid(x.data(), static_cast<int>(x.size()), b.data());
   ExpectSame(a, b);
 }
 

@@ -158,6 +158,17 @@ struct AttentionTile {
 // Bytes of scratch that Attention needs for a tile, 64-byte aligned.
 int64_t AttentionScratchBytes(int latent, int rope);
 
+inline constexpr int kMaxBlock = 256;  // values per block of `max`
+inline int NumMaxBlocks(int n) {
+  return (n + kMaxBlock - 1) / kMaxBlock;
+}
+// The least and the greatest value of a row, NaN excluded; a zero is +0.
+struct RowRange {
+  float min = 0;        // +inf where there is nothing
+  float max = 0;        // -inf where there is nothing
+  bool finite = false;  // no NaN and no +inf; -inf may occur
+};
+
 struct Kernels {
   Isa isa;
 
@@ -186,11 +197,13 @@ struct Kernels {
   void (*add_fixed)(const int64_t* sums, int n, float* residual);
   // out = 1 / (1 + exp(-x)).
   void (*sigmoid)(const float* x, int n, float* out);
-  // Largest x, NaN excluded; -inf when n is 0; a largest zero is +0. `finite` (may be null): no value is NaN
-  // or +inf (-inf may occur).
-  float (*max)(const float* x, int n, bool* finite);
-  // out[i] = exp(x[i] - shift). Gives the 64-lane sum of the results (lane = i mod 64). out may be null.
-  float (*exp_sum)(const float* x, int n, float shift, float* out);
+  // Also the greatest value of every kMaxBlock of them, by the same rules: block_maxima [NumMaxBlocks(n)].
+  RowRange (*range)(const float* x, int n, float* block_maxima);
+  // The ids first_id + i of all low <= x[i] < high, ascending, to `ids`, which has room for n + 16. How many.
+  int (*select)(const float* x, int n, float low, float high, int32_t first_id, int32_t* ids);
+  // out[i] = exp(x[i] / divisor - shift); REQUIRES no x[i] / divisor > shift (-inf may occur). Gives the
+  // 64-lane sum of the results (lane = i mod 64). out may be null.
+  float (*exp_sum)(const float* x, int n, float divisor, float shift, float* out);
   // log(x) for x >= 1, by the canonical polynomial.
   float (*log)(float x);
 

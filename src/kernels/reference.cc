@@ -157,21 +157,32 @@ void SigmoidRow(const float* x, int n, float* out) {
   for (int i = 0; i < n; ++i) out[i] = Sigmoid(x[i]);
 }
 
-float Max(const float* x, int n, bool* finite) {
-  float largest = FromBits(0xff800000);
-  bool all_below_infinity = true;
+RowRange Range(const float* x, int n, float* block_maxima) {
+  const float infinity = FromBits(kInfinityBits);
+  RowRange range = {.min = infinity, .max = -infinity, .finite = true};
+  for (int block = 0; block < NumMaxBlocks(n); ++block) block_maxima[block] = -infinity;
   for (int i = 0; i < n; ++i) {
-    if (x[i] > largest) largest = x[i];
-    if (!(x[i] < FromBits(kInfinityBits))) all_below_infinity = false;
+    float& block_max = block_maxima[i / kMaxBlock];
+    if (x[i] < range.min) range.min = x[i] + 0.0f;
+    if (x[i] > range.max) range.max = x[i] + 0.0f;
+    if (x[i] > block_max) block_max = x[i] + 0.0f;
+    if (!(x[i] < infinity)) range.finite = false;
   }
-  if (finite != nullptr) *finite = all_below_infinity;
-  return largest + 0.0f;
+  return range;
 }
 
-float ExpSum(const float* x, int n, float shift, float* out) {
+int Select(const float* x, int n, float low, float high, int32_t first_id, int32_t* ids) {
+  int count = 0;
+  for (int i = 0; i < n; ++i) {
+    if (x[i] >= low && x[i] < high) ids[count++] = first_id + i;
+  }
+  return count;
+}
+
+float ExpSum(const float* x, int n, float divisor, float shift, float* out) {
   float lanes[kLanes] = {};
   for (int i = 0; i < n; ++i) {
-    const float e = Exp(x[i] - shift);
+    const float e = Exp(x[i] / divisor - shift);
     lanes[i % kLanes] += e;
     if (out != nullptr) out[i] = e;
   }
@@ -441,7 +452,8 @@ const Kernels kScalarTable = {
     .rope = reference::Rope,
     .add_fixed = reference::AddFixed,
     .sigmoid = reference::SigmoidRow,
-    .max = reference::Max,
+    .range = reference::Range,
+    .select = reference::Select,
     .exp_sum = reference::ExpSum,
     .log = ScalarLog,
     .gemm_int8_static = reference::GemmInt8Static,

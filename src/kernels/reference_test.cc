@@ -16,7 +16,7 @@ class ReferenceTest : public ::testing::Test {
 };
 
 float ExpOf(const Kernels& kernels, float x) {
-  return kernels.exp_sum(&x, 1, 0.0f, nullptr);
+  return kernels.exp_sum(&x, 1, 1.0f, 0.0f, nullptr);
 }
 
 TEST_F(ReferenceTest, ExpIsWithinNineTenthsOfAnUlp) {
@@ -130,20 +130,29 @@ TEST_F(ReferenceTest, SiluSigmoidRopeAndMax) {
 
   const float infinity = std::numeric_limits<float>::infinity();
   const std::vector<float> row = {-infinity, -3.0f, std::numeric_limits<float>::quiet_NaN(), -1.0f};
-  bool finite = true;
-  EXPECT_EQ(kernels.max(row.data(), 4, &finite), -1.0f);
-  EXPECT_FALSE(finite);
-  EXPECT_EQ(kernels.max(row.data(), 2, &finite), -3.0f);
-  EXPECT_TRUE(finite);
-  EXPECT_EQ(kernels.max(row.data(), 0, nullptr), -infinity);
+  float block_max = 0;
+  RowRange range = kernels.range(row.data(), 4, &block_max);
+  EXPECT_EQ(range.max, -1.0f);
+  EXPECT_EQ(range.min, -infinity);
+  EXPECT_EQ(block_max, -1.0f);
+  EXPECT_FALSE(range.finite);
+  range = kernels.range(row.data(), 2, &block_max);
+  EXPECT_EQ(range.max, -3.0f);
+  EXPECT_TRUE(range.finite);
+  EXPECT_EQ(kernels.range(row.data(), 0, nullptr).max, -infinity);
   const std::vector<float> zeros = {-0.0f, -0.0f};
-  EXPECT_EQ(Bits(kernels.max(zeros.data(), 2, nullptr)), 0u);
+  EXPECT_EQ(Bits(kernels.range(zeros.data(), 2, &block_max).max), 0u);
+  const float ordered[] = {3, 1, 2};
+  int32_t ids[3 + 16];
+  EXPECT_EQ(kernels.select(ordered, 3, 1.0f, 3.0f, 10, ids), 2);
+  EXPECT_EQ(ids[0], 11);
+  EXPECT_EQ(ids[1], 12);
 }
 
 TEST_F(ReferenceTest, ExpSumTakesMaskedLogits) {
   const std::vector<float> row = {0.0f, -std::numeric_limits<float>::infinity(), 1.0f};
   std::vector<float> out(3);
-  EXPECT_NEAR(kernels.exp_sum(row.data(), 3, 1.0f, out.data()), std::exp(-1.0) + 1, 1e-6);
+  EXPECT_NEAR(kernels.exp_sum(row.data(), 3, 1.0f, 1.0f, out.data()), std::exp(-1.0) + 1, 1e-6);
   EXPECT_EQ(Bits(out[1]), 0u);
 }
 
