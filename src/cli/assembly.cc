@@ -172,8 +172,10 @@ Status Assembly::LoadAlone(const EngineFlags& flags) {
   executor_ = std::make_unique<LocalExecutor>(*alone_.rank, alone_.weights.size_bytes);
   lines.push_back(Format("model {} ({}, {} layers, {} of weights)", flags.model, checkpoint.description(),
                          config.num_layers, BytesText(alone_.weights.size_bytes)));
-  lines.push_back(Format("numerics {}, instruction set {}, {} threads", kernels::kNumerics,
-                         kernels::IsaName(kernels->isa), alone_.threads->num_threads()));
+  isa = kernels::IsaName(kernels->isa);
+  num_threads = alone_.threads->num_threads();
+  lines.push_back(
+      Format("numerics {}, instruction set {}, {} threads", kernels::kNumerics, isa, num_threads));
   return {};
 }
 
@@ -213,8 +215,10 @@ Status Assembly::LoadFleet(const EngineFlags& flags, const Wishes& wishes) {
   lines.push_back(Format("model {} ({} layers), {} of weights on {} ranks: {}", flags.model,
                          config.num_layers, BytesText(weight_bytes), plan.degrees.world(),
                          DegreesText(plan.degrees)));
-  lines.push_back(
-      Format("numerics {}, instruction set {} on rank 0", kernels::kNumerics, fleet->loaded()[0].isa));
+  isa = fleet->loaded()[0].isa;
+  num_threads =
+      flags.threads > 0 ? static_cast<int>(flags.threads) : std::max(1, AvailableCores() / plan.local.count);
+  lines.push_back(Format("numerics {}, instruction set {} on rank 0", kernels::kNumerics, isa));
   executor_ = std::move(fleet);
   return {};
 }

@@ -75,6 +75,8 @@ class Assembly {
   std::unique_ptr<Tokenizer> tokenizer;
   int max_model_len = 0;
   CacheSize cache;                 // of each group
+  std::string isa;                 // of the kernels, on rank 0
+  int num_threads = 0;             // that compute, per rank
   std::vector<std::string> lines;  // what was built, for the log
   SteadyClock clock;
   std::unique_ptr<Engine> engine;

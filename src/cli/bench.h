@@ -7,7 +7,11 @@
 namespace tessera::cli {
 
 int RunBench(std::span<const std::string> arguments);
-// bench serve: load on a running server over HTTP (bench_serve.cc).
+
+// Each in its own file. They return the exit status: 2 for usage errors.
+int RunBenchKernels(std::span<const std::string> arguments);
+int RunBenchLatency(std::span<const std::string> arguments);
+int RunBenchThroughput(std::span<const std::string> arguments);
 int RunBenchServe(std::span<const std::string> arguments);
 
 }  // namespace tessera::cli

@@ -1,8 +1,10 @@
 // `tessera bench serve`: load on a running server over HTTP, open loop (requests at drawn times) or closed (a
 // number of clients). One thread per open request. Flags and result keys follow `vllm bench serve`.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <ctime>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -15,10 +17,12 @@
 #include "base/file.h"
 #include "base/format.h"
 #include "base/random.h"
+#include "base/threads.h"
 #include "cli/bench.h"
 #include "cli/flags.h"
 #include "cli/http_client.h"
 #include "cli/json.h"
+#include "cli/machine.h"
 #include "cli/statistics.h"
 
 namespace tessera::cli {
@@ -45,13 +49,20 @@ struct LoadFlags {
   std::optional<int64_t> max_concurrency;
   bool ignore_eos = false;
   double temperature = 0;
-  std::string extra_body = "{}";
+  double top_p = 1, min_p = 0, frequency_penalty = 0, presence_penalty = 0, repetition_penalty = 1;
+  int64_t top_k = 0, logprobs = 0;
+  std::vector<std::string> given;  // names of the flags that were set: of these values only such are sent
+  std::string extra_body = "{}", chat_template_kwargs = "{}";
+  std::string served_model_name;
+  std::string ramp_up_strategy;
+  double ramp_up_start_rps = 0, ramp_up_end_rps = 0;
+  std::vector<std::string> metadata;
   std::string percentile_metrics = "ttft,tpot,itl";
   std::string metric_percentiles = "99";
   std::string goodput;
   std::string request_id_prefix = "bench-";
   double ready_check_timeout_sec = 0;
-  bool save_result = false, save_detailed = false;
+  bool save_result = false, save_detailed = false, append_result = false;
   std::string result_dir = ".";
   std::string result_filename = "bench-serve.json";
 };
@@ -69,6 +80,7 @@ FlagTable LoadTable(LoadFlags& o) {
       {"port", "", IntFlag{&o.port, 1, 65535}, "the server's", where},
       {"endpoint", "", TextFlag{&o.endpoint}, "empty: by backend", where},
       {"model", "", TextFlag{&o.model}, "empty: the server's first", where},
+      {"served-model-name", "", TextFlag{&o.served_model_name}, "what requests name instead of model", where},
       {"api-key", "", ListFlag{&o.api_key}, "bearer token", where},
       {"header", "", ListFlag{&o.headers}, "further headers, each K=V", where},
       {"ready-check-timeout-sec", "", NumberFlag{&o.ready_check_timeout_sec, -1, 86400}, "wait for /health",
@@ -86,7 +98,19 @@ FlagTable LoadTable(LoadFlags& o) {
       {"max-concurrency", "", OptionalIntFlag{&o.max_concurrency, 1, 100000}, "clients (default: no limit)",
        load},
       {"ignore-eos", "", BoolFlag{&o.ignore_eos}, "every answer has its full length", load},
+      {"ramp-up-strategy", "", TextFlag{&o.ramp_up_strategy, {"", "linear", "exponential"}},
+       "how the request rate grows from first to last request", load},
+      {"ramp-up-start-rps", "", NumberFlag{&o.ramp_up_start_rps, 0, 1e6}, "with --ramp-up-strategy", load},
+      {"ramp-up-end-rps", "", NumberFlag{&o.ramp_up_end_rps, 0, 1e6}, "with --ramp-up-strategy", load},
       {"temperature", "", NumberFlag{&o.temperature, -1, 2}, "of the requests", load},
+      {"top-p", "", NumberFlag{&o.top_p, 0, 1}, "of the requests", load},
+      {"top-k", "", IntFlag{&o.top_k, -1, INT32_MAX}, "of the requests", load},
+      {"min-p", "", NumberFlag{&o.min_p, -1e-9, 1}, "of the requests", load},
+      {"frequency-penalty", "", NumberFlag{&o.frequency_penalty, -2.000001, 2}, "of the requests", load},
+      {"presence-penalty", "", NumberFlag{&o.presence_penalty, -2.000001, 2}, "of the requests", load},
+      {"repetition-penalty", "", NumberFlag{&o.repetition_penalty, 0, 1e3}, "of the requests", load},
+      {"logprobs", "", IntFlag{&o.logprobs, 0, 1000}, "of the requests", load},
+      {"chat-template-kwargs", "", JsonFlag{&o.chat_template_kwargs}, "of the requests", load},
       {"extra-body", "", JsonFlag{&o.extra_body}, "further fields of the requests", load},
       {"request-id-prefix", "", TextFlag{&o.request_id_prefix}, "of X-Request-Id", load},
       {"dataset-name", "", OnlyFlag{{"random"}}, "prompts are random", load},
@@ -94,10 +118,22 @@ FlagTable LoadTable(LoadFlags& o) {
       {"metric-percentiles", "", TextFlag{&o.metric_percentiles}, "numbers joined by commas", result},
       {"goodput", "", TextFlag{&o.goodput}, "limits in ms, e.g. ttft:500,tpot:50,e2el:9000", result},
       {"save-result", "", BoolFlag{&o.save_result}, "write the result as JSON", result},
+      {"append-result", "", BoolFlag{&o.append_result}, "as a further line of that file", result},
+      {"metadata", "", ListFlag{&o.metadata}, "further members of the result, each KEY=VALUE", result},
       {"save-detailed", "", BoolFlag{&o.save_detailed}, "with one entry per request", result},
       {"result-dir", "", TextFlag{&o.result_dir}, "folder of that file", result},
       {"result-filename", "", TextFlag{&o.result_filename}, "its name", result},
   };
+  const auto add = [&](FlagKind kind, const char* reason, std::vector<const char*> names) {
+    for (const char* name : names) table.flags.push_back({name, "", kind, reason, ""});
+  };
+  add(IgnoredFlag{true}, "prompts are token ids, no tokenizer is needed", {"tokenizer", "tokenizer-mode"});
+  add(IgnoredFlag{false}, "prompts are token ids, no tokenizer is needed", {"skip-tokenizer-init"});
+  add(IgnoredFlag{false}, "connections are not encrypted", {"insecure"});
+  add(IgnoredFlag{false}, "there is no progress bar", {"disable-tqdm"});
+  add(OnlyFlag{{"0"}}, "no other requests are sent", {"probe-request-rate"});
+  add(RefusedFlag{false}, "use a profiler of the system", {"profile"});
+  add(RefusedFlag{false}, "take --save-detailed and a plotting program", {"plot-timeline"});
   return table;
 }
 
@@ -147,6 +183,7 @@ class Load {
   int64_t max_open() const { return max_open_; }
 
  private:
+  std::string Options(bool chat) const;
   Result<std::string> Body(int64_t number) const;
   void Send(HttpConnection& connection, int64_t number, Measured* measured) const;
 
@@ -157,6 +194,26 @@ class Load {
   SteadyClock clock_;
   std::atomic<int64_t> open_{0}, max_open_{0};
 };
+
+// Members of a request that flags ask for, each with its comma.
+std::string Load::Options(bool chat) const {
+  std::string text;
+  const auto add = [&](const char* flag, const char* name, const auto& value) {
+    if (std::ranges::find(flags_.given, flag) != flags_.given.end())
+      text += Format(",\"{}\":{}", name, value);
+  };
+  add("top-p", "top_p", flags_.top_p);
+  add("top-k", "top_k", flags_.top_k);
+  add("min-p", "min_p", flags_.min_p);
+  add("frequency-penalty", "frequency_penalty", flags_.frequency_penalty);
+  add("presence-penalty", "presence_penalty", flags_.presence_penalty);
+  add("repetition-penalty", "repetition_penalty", flags_.repetition_penalty);
+  if (chat) add("logprobs", "logprobs", true);
+  add("logprobs", chat ? "top_logprobs" : "logprobs", flags_.logprobs);
+  if (chat && flags_.chat_template_kwargs != "{}")
+    text += ",\"chat_template_kwargs\":" + flags_.chat_template_kwargs;
+  return text;
+}
 
 Result<std::string> Load::Body(int64_t number) const {
   RandomStream random(static_cast<uint64_t>(flags_.seed), static_cast<uint64_t>(number));
@@ -174,8 +231,8 @@ Result<std::string> Load::Body(int64_t number) const {
            : Format("\"prompt\":[{}],\"max_tokens\":{}", prompt, flags_.output_len);
   const std::string body = Format(
       "{{\"model\":{},{},\"temperature\":{},\"stream\":true,\"stream_options\":{{\"include_usage\":true}},"
-      "\"ignore_eos\":{}}}",
-      JsonQuote(model_), what, flags_.temperature, flags_.ignore_eos);
+      "\"ignore_eos\":{}{}}}",
+      JsonQuote(model_), what, flags_.temperature, flags_.ignore_eos, Options(chat));
   if (flags_.extra_body == "{}") return body;
   std::string replaced;
   return JsonMerge(body, flags_.extra_body, &replaced);
@@ -249,14 +306,25 @@ std::vector<Measured> Load::Run(int64_t num_requests, const std::vector<double>&
   return results;
 }
 
+// Requests per second around request `number` of `count`.
+double RateAt(const LoadFlags& o, int64_t number, int64_t count) {
+  if (o.ramp_up_strategy.empty()) return o.request_rate;
+  const double progress = static_cast<double>(number) / static_cast<double>(std::max<int64_t>(count - 1, 1));
+  const double start = o.ramp_up_start_rps, end = o.ramp_up_end_rps;
+  return o.ramp_up_strategy == "linear" ? start + (end - start) * progress
+                                        : start * std::pow(end / start, progress);
+}
+
 // Seconds after the start at which each request is sent: gaps of a gamma distribution, as upstream draws
 // them.
 std::vector<double> DrawStarts(const LoadFlags& o) {
   std::vector<double> starts(o.num_prompts, 0.0);
-  if (std::isinf(o.request_rate)) return starts;
+  if (std::isinf(RateAt(o, 0, o.num_prompts))) return starts;
   std::mt19937_64 random(static_cast<uint64_t>(o.seed));
-  std::gamma_distribution<double> gap(o.burstiness, 1 / (o.request_rate * o.burstiness));
-  for (size_t i = 1; i < starts.size(); ++i) starts[i] = starts[i - 1] + gap(random);
+  for (int64_t i = 1; i < o.num_prompts; ++i) {
+    std::gamma_distribution<double> gap(o.burstiness, 1 / (RateAt(o, i, o.num_prompts) * o.burstiness));
+    starts[i] = starts[i - 1] + gap(random);
+  }
   return starts;
 }
 
@@ -273,42 +341,79 @@ int64_t PeakTokens(const std::vector<Measured>& results, TimeNs begin) {
   return seconds.empty() ? 0 : *std::max_element(seconds.begin(), seconds.end());
 }
 
-Result<double> Goodput(const LoadFlags& o, const std::vector<Measured>& results, double duration_s) {
-  int64_t good = 0;
-  std::vector<std::pair<std::string, double>> limits;
-  for (const std::string& part : SplitCommas(o.goodput)) {
+// Limits in ms by the name of the metric; a metric without one has infinity.
+struct Goals {
+  double ttft_ms = kInfinity, tpot_ms = kInfinity, e2el_ms = kInfinity;
+  bool AreMet(const Measured& one) const {
+    return one.ok && one.ttft_ms <= ttft_ms && one.tpot_ms <= tpot_ms && one.e2el_ms <= e2el_ms;
+  }
+};
+
+Result<Goals> ParseGoals(const std::string& text) {
+  Goals goals;
+  for (const std::string& part : SplitCommas(text)) {
     const size_t colon = std::min(part.find(':'), part.size());
     const std::string name = part.substr(0, colon);
     const double limit = std::strtod(part.c_str() + std::min(colon + 1, part.size()), nullptr);
-    if ((name != "ttft" && name != "tpot" && name != "e2el") || limit <= 0) {
+    double* goal = name == "ttft"   ? &goals.ttft_ms
+                   : name == "tpot" ? &goals.tpot_ms
+                   : name == "e2el" ? &goals.e2el_ms
+                                    : nullptr;
+    if (goal == nullptr || !(limit > 0))
       return Invalid("--goodput: '{}' is not ttft, tpot or e2el with a limit in ms", part);
-    }
-    limits.emplace_back(name, limit);
+    *goal = limit;
   }
-  for (const Measured& one : results) {
-    bool fits = one.ok;
-    for (const auto& [name, limit] : limits) {
-      fits = fits && (name == "ttft" ? one.ttft_ms : name == "tpot" ? one.tpot_ms : one.e2el_ms) <= limit;
-    }
-    good += fits;
-  }
-  return static_cast<double>(good) / duration_s;
+  return goals;
 }
 
-// The arrays of --save-detailed.
-std::string Details(const std::vector<Measured>& results) {
-  std::string ttfts, lengths, errors;
+// The arrays of --save-detailed, one entry per request; times in seconds.
+std::string Details(const std::vector<Measured>& results, TimeNs begin) {
+  std::string inputs, outputs, ttfts, itls, starts, errors;
   for (const Measured& one : results) {
     const char* comma = ttfts.empty() ? "" : ", ";
+    inputs += Format("{}{}", comma, one.input_tokens);
+    outputs += Format("{}{}", comma, one.output_tokens);
     ttfts += Format("{}{}", comma, one.ttft_ms / 1000);
-    lengths += Format("{}{}", comma, one.output_tokens);
+    starts += Format("{}{}", comma, one.begin == 0 ? 0 : Seconds(one.begin - begin));
+    std::vector<double> gaps;
+    for (const double gap : one.itl_ms) gaps.push_back(gap / 1000);
+    itls += Format("{}[{}]", comma, fmt::join(gaps, ", "));
     errors += comma + JsonQuote(one.error);
   }
-  return Format(", \"ttfts\": [{}], \"output_lens\": [{}], \"errors\": [{}]", ttfts, lengths, errors);
+  return Format(
+      ", \"input_lens\": [{}], \"output_lens\": [{}], \"ttfts\": [{}], \"itls\": [{}], "
+      "\"start_times\": [{}], \"errors\": [{}]",
+      inputs, outputs, ttfts, itls, starts, errors);
+}
+
+// What was asked for, as members of the result, each with its comma.
+std::string Asked(const LoadFlags& o, const std::string& model) {
+  const auto number = [](double value) { return std::isinf(value) ? "\"inf\"" : Format("{}", value); };
+  const std::time_t now = std::time(nullptr);
+  std::tm local = {};
+  localtime_r(&now, &local);
+  char date[32];
+  std::strftime(date, sizeof date, "%Y%m%d-%H%M%S", &local);
+  std::string text = Format(
+      ", \"date\": \"{}\", \"backend\": {}, \"model_id\": {}, \"num_prompts\": {}, \"request_rate\": {}, "
+      "\"burstiness\": {}, \"max_concurrency\": {}",
+      date, JsonQuote(o.backend), JsonQuote(model), o.num_prompts, number(o.request_rate), o.burstiness,
+      o.max_concurrency ? Format("{}", *o.max_concurrency) : "null");
+  if (!o.ramp_up_strategy.empty()) {
+    text += Format(", \"ramp_up_strategy\": \"{}\", \"ramp_up_start_rps\": {}, \"ramp_up_end_rps\": {}",
+                   o.ramp_up_strategy, o.ramp_up_start_rps, o.ramp_up_end_rps);
+  }
+  for (const std::string& part : o.metadata) {
+    const size_t equals = std::min(part.find('='), part.size());
+    text += Format(", {}: {}", JsonQuote(part.substr(0, equals)),
+                   JsonQuote(part.substr(std::min(equals + 1, part.size()))));
+  }
+  return text;
 }
 
 // Prints the table and gives the JSON.
-Result<std::string> Report(const LoadFlags& o, const std::vector<Measured>& results, int64_t max_open) {
+std::string Report(const LoadFlags& o, const std::string& model, const Goals& goals,
+                   const std::vector<Measured>& results, int64_t max_open) {
   std::vector<double> values[4];  // ttft, tpot, itl, e2el
   int64_t completed = 0, input = 0, output = 0;
   TimeNs begin = std::numeric_limits<TimeNs>::max(), end = 0;
@@ -325,7 +430,8 @@ Result<std::string> Report(const LoadFlags& o, const std::vector<Measured>& resu
     values[3].push_back(one.e2el_ms);
   }
   const double seconds = std::max(1e-9, Seconds(end - begin));
-  ASSIGN_OR_RETURN(const double goodput, Goodput(o, results, seconds));
+  const auto good = std::ranges::count_if(results, [&](const Measured& one) { return goals.AreMet(one); });
+  const std::string goodput = o.goodput.empty() ? "null" : Format("{}", static_cast<double>(good) / seconds);
   std::string json = Format(
       "{{\"duration\": {}, \"completed\": {}, \"failed\": {}, \"total_input_tokens\": {}, "
       "\"total_output_tokens\": {}, "
@@ -358,7 +464,8 @@ Result<std::string> Report(const LoadFlags& o, const std::vector<Measured>& resu
     fmt::print(stderr, "the first failure: {}\n", one.error);
     break;
   }
-  return json + (o.save_detailed ? Details(results) : "") + "}";
+  return json + Asked(o, model) + (o.save_detailed ? Details(results, begin) : "") + ", " +
+         ResultHead("", AvailableCores()) + "}";
 }
 
 Result<std::string> FindModel(const LoadFlags& o, const Url& base) {
@@ -383,10 +490,36 @@ Result<std::string> FindModel(const LoadFlags& o, const Url& base) {
   return *id;
 }
 
+Status CheckLoadFlags(const LoadFlags& o) {
+  if (!o.ramp_up_strategy.empty()) {
+    if (!(o.ramp_up_start_rps > 0 && o.ramp_up_end_rps > 0))
+      return Invalid("--ramp-up-strategy needs --ramp-up-start-rps and --ramp-up-end-rps above 0");
+    if (!std::isinf(o.request_rate))
+      return Invalid("--request-rate and --ramp-up-strategy exclude each other");
+  }
+  for (const std::string& part : o.metadata) {
+    if (part.find('=') == std::string::npos) return Invalid("--metadata: '{}' is not KEY=VALUE", part);
+  }
+  return {};
+}
+
+Status Save(const LoadFlags& o, const std::string& json) {
+  if (!o.save_result && !o.append_result) return {};
+  const std::string path = o.result_dir + "/" + o.result_filename;
+  std::string before;
+  if (o.append_result && FileExists(path)) {
+    ASSIGN_OR_RETURN(before, ReadFile(path));
+  }
+  return WriteFile(path, before + json + "\n");
+}
+
 Status RunLoad(const LoadFlags& o) {
+  RETURN_IF_ERROR(CheckLoadFlags(o));
+  ASSIGN_OR_RETURN(const Goals goals, ParseGoals(o.goodput));
   ASSIGN_OR_RETURN(const Url base,
                    ParseUrl(o.base_url.empty() ? Format("http://{}:{}", o.host, o.port) : o.base_url));
-  ASSIGN_OR_RETURN(const std::string model, FindModel(o, base));
+  ASSIGN_OR_RETURN(const std::string found, FindModel(o, base));
+  const std::string& model = o.served_model_name.empty() ? found : o.served_model_name;
   Url target = base;
   target.path += !o.endpoint.empty()          ? o.endpoint
                  : o.backend == "openai-chat" ? "/v1/chat/completions"
@@ -394,8 +527,7 @@ Status RunLoad(const LoadFlags& o) {
   if (o.num_warmups > 0) Load(o, target, model).Run(o.num_warmups, std::vector<double>(o.num_warmups, 0.0));
   Load load(o, target, model);
   const std::vector<Measured> results = load.Run(o.num_prompts, DrawStarts(o));
-  ASSIGN_OR_RETURN(const std::string json, Report(o, results, load.max_open()));
-  if (o.save_result) RETURN_IF_ERROR(WriteFile(o.result_dir + "/" + o.result_filename, json + "\n"));
+  RETURN_IF_ERROR(Save(o, Report(o, found, goals, results, load.max_open())));
   for (const Measured& one : results) {
     if (!one.ok) return Fail(ErrorKind::kUnavailable, "some requests failed");
   }
@@ -413,6 +545,7 @@ int RunBenchServe(std::span<const std::string> arguments) {
     fmt::print("{}", help);
     return 0;
   }
+  if (parsed) options.given = parsed->given;
   const Status status = parsed ? RunLoad(options) : Status(std::unexpected(parsed.error()));
   if (status) return 0;
   std::fflush(stdout);

@@ -68,6 +68,7 @@ struct Engine::Content {
   Scheduler scheduler;
   std::vector<SequenceEvent> events;
   TimeNs last_step_end = 0;
+  TimeNs run_time = 0;
   std::thread thread;
 
   void Loop();
@@ -131,7 +132,9 @@ void Engine::Content::RunStep() {
   StepOutput output;
   if (std::ranges::any_of(step.groups, [](const GroupStep& group) { return !group.tokens.empty(); })) {
     Publish();  // a step may last seconds: who runs in it waits no more
+    const TimeNs begin = clock.Now();
     Result<StepOutput> result = executor.Run(step);
+    run_time += clock.Now() - begin;
     if (!result) return Fail(std::move(result.error()));
     if (Status status = scheduler.CheckOutput(*result); !status) return Fail(std::move(status.error()));
     output = std::move(*result);
@@ -163,6 +166,7 @@ void Engine::Content::Deliver() {
   events.clear();
   stats = scheduler.stats();
   stats.last_step_end = last_step_end;
+  stats.run_time = run_time;
   if (open.empty()) all_done.notify_all();
 }
 
@@ -170,6 +174,7 @@ void Engine::Content::Publish() {
   std::lock_guard lock(mutex);
   stats = scheduler.stats();
   stats.last_step_end = last_step_end;
+  stats.run_time = run_time;
 }
 
 // The world is broken for good: everybody learns why, and nobody may come in.

@@ -29,6 +29,7 @@ struct EngineStats : GroupStats {  // the sum of all groups
   std::vector<GroupStats> groups;
   uint64_t num_steps = 0;
   TimeNs last_step_end = 0;  // engine clock; 0 before the first step
+  TimeNs run_time = 0;       // spent in the executor: forward passes and draws
 };
 
 struct EngineOptions {
