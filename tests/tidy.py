@@ -243,7 +243,9 @@ def known_words():
         for name in tracked(".cc")
         if name.startswith(("src/cli/", "src/model/random_")) and not name.endswith("_test.cc")
     )
+    scripts = "".join((ROOT / name).read_text() for name in tracked(".py") if name.startswith("bench/"))
     flags = set(re.findall(r'"([a-z][a-z0-9-]*)"', tables)) | {"help", "version", "config", "fix"}
+    flags |= set(re.findall(r'add_argument\("--([a-z-]+)"', scripts))
     return dev, commands, flags
 
 
