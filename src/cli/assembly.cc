@@ -224,8 +224,8 @@ Status Assembly::LoadFleet(const EngineFlags& flags, const Wishes& wishes) {
 }
 
 // One real step before anybody connects: it proves that the weights compute finite values, and faults in the
-// code and the weights that a first request would wait for. It goes past the engine, so that no counter
-// moves; block 0 is written, as if by a sequence that has ended.
+// code and the weights that a first request would wait for. Block 0 is written, as if by a sequence that has
+// ended.
 Status Assembly::WarmUp() {
   Step step;
   for (int i = 0; i < plan.degrees.dp; ++i) {
@@ -236,11 +236,14 @@ Status Assembly::WarmUp() {
     group.rows.push_back({.token = static_cast<int32_t>(group.tokens.size()) - 1, .sampling = 0});
     group.sampling.push_back({.temperature = 0, .position = static_cast<uint32_t>(group.tokens.size())});
   }
+  return RunStep(step);
+}
+
+Status Assembly::RunStep(const Step& step) {
   ASSIGN_OR_RETURN(const StepOutput output, executor_->Run(step));
   for (const GroupOutput& part : output.groups) {
     for (const std::string& failure : part.failures) {
-      if (!failure.empty())
-        return Fail(ErrorKind::kInternal, "the first step of the model failed: {}", failure);
+      if (!failure.empty()) return Fail(ErrorKind::kInternal, "the model failed: {}", failure);
     }
   }
   return {};

@@ -70,6 +70,10 @@ class Assembly {
                                                  const ParallelPlan& plan, const Wishes& wishes);
   ~Assembly();
 
+  // Runs one step past the engine, which has nothing to do meanwhile: no counter moves, and pages that nobody
+  // holds are written. An error when a value is not finite.
+  Status RunStep(const Step& step);
+
   const ModelConfig config;
   const ParallelPlan plan;
   std::unique_ptr<Tokenizer> tokenizer;

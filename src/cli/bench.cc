@@ -19,6 +19,7 @@ constexpr Bench kBenches[] = {
     {"kernels", "speed of every kernel, over the machine's peaks and over its reference", RunBenchKernels},
     {"latency", "time of one batch in this process", RunBenchLatency},
     {"throughput", "tokens per second of many requests in this process", RunBenchThroughput},
+    {"step", "time of one forward pass of a given shape", RunBenchStep},
     {"serve", "load on a running server", RunBenchServe},
     {"load", "time and memory of loading a checkpoint", RunBenchLoad},
     {"comm", "time of each collective between processes", RunBenchComm},

@@ -1,4 +1,4 @@
-// `tessera bench kernels|latency|throughput|serve|load|comm`.
+// `tessera bench kernels|latency|throughput|step|serve|load|comm`.
 #pragma once
 
 #include <span>
@@ -12,6 +12,7 @@ int RunBench(std::span<const std::string> arguments);
 int RunBenchKernels(std::span<const std::string> arguments);
 int RunBenchLatency(std::span<const std::string> arguments);
 int RunBenchThroughput(std::span<const std::string> arguments);
+int RunBenchStep(std::span<const std::string> arguments);
 int RunBenchServe(std::span<const std::string> arguments);
 
 }  // namespace tessera::cli

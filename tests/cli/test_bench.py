@@ -135,6 +135,23 @@ def test_bench_throughput(tmp_path):
     assert result["output_tokens_per_second"] == pytest.approx(20 / result["elapsed_time"])
 
 
+def test_bench_step(tmp_path):
+    path = tmp_path / "step.json"
+    done = run(
+        *("bench", "step", MODEL, "--batch-size", 3, "--context-len", 200, "--num-tokens", 2),
+        *("--num-iters", 3, "--temperature", 1, "--output-json", path),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    check_head(result)
+    assert (result["batch_size"], result["context_len"], result["num_tokens"]) == (3, 200, 2)
+    assert len(result["times_ms"]) == 3 and 0 < result["best_ms"] <= result["median_ms"]
+    assert result["tokens_per_second"] == pytest.approx(6e3 / result["median_ms"])
+    few_blocks = ("--context-len", 500, "--num-gpu-blocks-override", 4)
+    done = run("bench", "step", MODEL, "--batch-size", 3, *few_blocks)
+    assert done.returncode == 2 and "12 cache blocks" in done.stderr
+
+
 def test_bench_kernels_holds_kernels_against_the_machine(tmp_path):
     file = tmp_path / "kernels.json"
     done = run("bench", "kernels", "--filter", "row ra", "--threads", "1", "--json", file)
