@@ -1,5 +1,6 @@
 // The words every room uses, each with the property its callers rely on.
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -58,6 +59,48 @@ TEST(ThreadPool, WakesSleepingWorkers) {
     std::atomic<int> sum = 0;
     pool.ParallelFor(100, [&](int task, int) { sum += task; });
     EXPECT_EQ(sum, 4950);
+  }
+}
+
+// Task 0 ends after all others, of which some lie in the same thread's share.
+TEST(ThreadPool, OthersTakeTheTasksOfABusyThread) {
+  ThreadPool pool(2);
+  std::atomic<int> others = 0;
+  pool.ParallelFor(8, [&](int task, int) {
+    if (task != 0) {
+      ++others;
+      return;
+    }
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (others < 7 && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+    EXPECT_EQ(others, 7);
+  });
+}
+
+TEST(ThreadPool, UsesFewerThreadsAndMoreAgain) {
+  ThreadPool pool(4);
+  for (int round = 0; round < 400; ++round) {
+    pool.Use(round % 5);
+    EXPECT_EQ(pool.num_active(), std::max(1, round % 5));
+    std::vector<int> hits(round % 23, 0);
+    pool.ParallelFor(static_cast<int>(hits.size()), [&](int task, int thread) {
+      EXPECT_LT(thread, pool.num_active() == 1 ? 1 : 4);
+      ++hits[task];
+    });
+    EXPECT_TRUE(std::all_of(hits.begin(), hits.end(), [](int n) { return n == 1; }));
+  }
+}
+
+TEST(ThreadPool, WorkersStayOnTheirCores) {
+  const std::vector<int> allowed = AllowedCores();
+  ASSERT_FALSE(allowed.empty());
+  const std::vector<int> cores = {allowed.front(), allowed.back(), allowed.front()};
+  ThreadPool pool(3, /*own_cores=*/false, cores);
+  for (int round = 0; round < 50; ++round) {
+    pool.ParallelFor(30, [&](int, int thread) {
+      if (thread == 0) return;
+      EXPECT_EQ(sched_getcpu(), cores[thread]);
+    });
   }
 }
 

@@ -146,7 +146,8 @@ RankOptions Assembly::OptionsOfRank(const EngineFlags& flags) const {
   return {.num_blocks = cache.num_blocks,
           .block_size = static_cast<int>(flags.block_size),
           .max_model_len = max_model_len,
-          .num_tokens = tokenizer->vocab_size()};
+          .num_tokens = tokenizer->vocab_size(),
+          .decode_threads = static_cast<int>(flags.decode_threads)};
 }
 
 Result<CacheSize> Assembly::Fit(const EngineFlags& flags, uint64_t memory_bytes,
@@ -161,8 +162,12 @@ Result<CacheSize> Assembly::Fit(const EngineFlags& flags, uint64_t memory_bytes,
 Status Assembly::LoadAlone(const EngineFlags& flags) {
   ASSIGN_OR_RETURN(const kernels::Kernels* const kernels, kernels::Choose(ForcedIsa()));
   ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(flags.model, config, plan.quantization));
-  alone_.threads =
-      std::make_unique<ThreadPool>(flags.threads > 0 ? static_cast<int>(flags.threads) : AvailableCores());
+  const int available = AvailableCores();
+  const int num_threads = flags.threads > 0 ? static_cast<int>(flags.threads) : available;
+  // Pinned where it takes every core: with fewer threads another process may take the same ones.
+  std::vector<int> cores = AllowedCores();
+  if (cores.size() != static_cast<size_t>(num_threads)) cores.clear();
+  alone_.threads = std::make_unique<ThreadPool>(num_threads, num_threads <= available, cores);
   const RankShare share = ShareOfRank(config, Topology(), plan.split_embedding);
   ASSIGN_OR_RETURN(alone_.weights, Weights::Load(checkpoint, config, share, *alone_.threads, Progress()));
   ASSIGN_OR_RETURN(cache, Fit(flags, MemoryLimitBytes(), alone_.weights.size_bytes));
@@ -188,6 +193,7 @@ Status Assembly::LoadFleet(const EngineFlags& flags, const Wishes& wishes) {
                                  .max_model_len = max_model_len,
                                  .num_tokens = tokenizer->vocab_size(),
                                  .threads = static_cast<int32_t>(flags.threads),
+                                 .decode_threads = static_cast<int32_t>(flags.decode_threads),
                                  .isa = ForcedIsa(),
                                  .log_level = static_cast<int32_t>(wishes.log_level),
                                  .deadline_ms = wishes.exchange_limit.count()},

@@ -6,6 +6,7 @@
 #include "base/format.h"
 #include "cli/bench_comm.h"
 #include "cli/bench_load.h"
+#include "cli/bench_threads.h"
 
 namespace tessera::cli {
 namespace {
@@ -22,6 +23,7 @@ constexpr Bench kBenches[] = {
     {"step", "time of one forward pass of a given shape", RunBenchStep},
     {"serve", "load on a running server", RunBenchServe},
     {"load", "time and memory of loading a checkpoint", RunBenchLoad},
+    {"threads", "what a loop over threads costs beside its tasks", RunBenchThreads},
     {"comm", "time of each collective between processes", RunBenchComm},
 };
 

@@ -1,4 +1,4 @@
-// `tessera bench kernels|latency|throughput|step|serve|load|comm`.
+// `tessera bench kernels|latency|throughput|step|serve|load|threads|comm`.
 #pragma once
 
 #include <span>

@@ -65,7 +65,12 @@ std::vector<Flag> SchedulerFlags(EngineFlags& o) {
        "cut long prompts over several steps", kScheduler},
       {"enable-prefix-caching", "", BoolFlag{&o.enable_prefix_caching},
        "find full blocks of earlier prompts again", kScheduler},
-      {"threads", "", IntFlag{&o.threads, 0, 1024}, "threads that compute; 0: the cores of the cgroup",
+      {"threads", "", IntFlag{&o.threads, 0, 1024},
+       "threads that compute, of each rank; 0: its share of the cores of the cgroup", kScheduler},
+      {"decode-threads", "", IntFlag{&o.decode_threads, 0, 1024},
+       "at most so many of them in steps that only generate tokens: those wait for memory, and many cores "
+       "can be "
+       "slower than some; 0: all",
        kScheduler},
       {"scheduling-policy", "", OnlyFlag{{"fcfs"}}, kNotYet, kScheduler},
       {"kv-cache-dtype", "", OnlyFlag{{"auto", "bfloat16"}}, "the cache is bf16 in tessera-1", kScheduler},

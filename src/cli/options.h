@@ -31,7 +31,8 @@ struct EngineFlags {
   std::optional<int64_t> num_gpu_blocks_override;
   bool enable_chunked_prefill = true;
   bool enable_prefix_caching = true;
-  int64_t threads = 0;  // 0: the cores this process may use
+  int64_t threads = 0;         // of each rank; 0: its share of the cores
+  int64_t decode_threads = 0;  // of those, in steps that only generate; 0: all
 };
 
 // How ranks are spread; parallel.h turns it into a plan.

@@ -213,7 +213,8 @@ Status ServeHeadless(const ServeOptions& options, const ModelConfig& config, con
                          .model = options.engine.model,
                          .data_address = plan.data_address,
                          .isa = ForcedIsa(),
-                         .threads = static_cast<int>(options.engine.threads)};
+                         .threads = static_cast<int>(options.engine.threads),
+                         .decode_threads = static_cast<int>(options.engine.decode_threads)};
   signals.Arm();
   return RunNode(node, [&] { return signals.Wait(milliseconds(0)); });
 }

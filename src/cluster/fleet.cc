@@ -2,7 +2,6 @@
 #include "cluster/fleet.h"
 
 #include <poll.h>
-#include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -46,13 +45,7 @@ void SetLocalPart(RankSetup& setup, int local_rank, int num_local, int threads_f
   setup.threads = threads_flag > 0 ? threads_flag : std::max(1, available / num_local);
   setup.cores.clear();
   if (setup.threads * num_local > available) return;
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return;
-  std::vector<int32_t> cores;
-  for (int core = 0; core < CPU_SETSIZE; ++core) {
-    if (CPU_ISSET(core, &set)) cores.push_back(core);
-  }
+  const std::vector<int> cores = AllowedCores();
   if (static_cast<int>(cores.size()) < setup.threads * num_local) return;
   const auto first = cores.begin() + int64_t{local_rank} * setup.threads;
   setup.cores.assign(first, first + setup.threads);

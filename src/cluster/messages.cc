@@ -80,6 +80,7 @@ void Visit(Io& io, RankSetup& setup) {
   io(setup.local_rank);
   io(setup.num_local);
   io(setup.threads);
+  io(setup.decode_threads);
   io(setup.cores);
   io(setup.isa);
   io(setup.log_level);

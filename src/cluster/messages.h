@@ -46,6 +46,7 @@ struct RankSetup {
   // The machine.
   int32_t local_rank = 0, num_local = 1;
   int32_t threads = 1;
+  int32_t decode_threads = 0;  // as RankOptions
   std::vector<int32_t> cores;  // to run on; empty: any
   std::string isa;             // forced instruction set, or empty
   int32_t log_level = 0;

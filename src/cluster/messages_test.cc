@@ -40,6 +40,8 @@ RankReport SomeReport() {
 RankSetup SomeSetup() {
   RankSetup setup{.model = "a/model", .degrees = {.dp = 2, .tp = 2, .ep = 4}, .rank = 3};
   setup.cores = {1, 2};
+  setup.threads = 2;
+  setup.decode_threads = 1;
   setup.node_of_rank = {0, 0, 1, 1};
   setup.secret = std::string("with\0zero", 9);
   setup.epoch = 99;
@@ -58,6 +60,8 @@ TEST(Messages, ComeBackAsTheyWere) {
   const RankSetup setup = DecodeRankSetup(Encode(SomeSetup())).value();
   EXPECT_EQ(setup.secret, SomeSetup().secret);
   EXPECT_EQ(setup.degrees, SomeSetup().degrees);
+  EXPECT_EQ(setup.threads, 2);
+  EXPECT_EQ(setup.decode_threads, 1);
   const Hello hello = DecodeHello(Encode(Hello{.first_rank = 4, .agreement = {{"a", "1"}}})).value();
   EXPECT_EQ(hello.agreement[0].second, "1");
 }

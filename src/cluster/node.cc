@@ -140,6 +140,7 @@ Status Node::Setup(Frame& frame) {
   setup.model = options_.model;
   setup.isa = options_.isa;
   setup.secret = options_.secret;
+  setup.decode_threads = options_.decode_threads;
   SetLocalPart(setup, setup.rank - options_.ranks.first, options_.ranks.count, options_.threads);
   frame.bytes = Encode(setup);
   return {};

@@ -23,7 +23,8 @@ struct NodeOptions {
   std::string model;         // as this host names the folder
   std::string data_address;  // where its ranks listen; empty: where the head sees this host
   std::string isa;
-  int threads = 0;  // of each rank; 0: its share of the cores
+  int threads = 0;         // of each rank; 0: its share of the cores
+  int decode_threads = 0;  // as RankOptions
   std::chrono::milliseconds join_limit{std::chrono::minutes(5)};
 };
 

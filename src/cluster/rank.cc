@@ -10,6 +10,15 @@ namespace {
 
 // Rows whose logits are held at a time: 33 MB for R1's vocabulary.
 constexpr int kLogitRows = 64;
+// New tokens of one sequence in a step that only generates, at most.
+constexpr int kDecodeTokens = 4;
+
+bool OnlyGenerates(const Step& step) {
+  return std::ranges::all_of(step.groups, [](const GroupStep& group) {
+    return std::ranges::all_of(group.sequences,
+                               [](const SequenceSlice& slice) { return slice.num_tokens <= kDecodeTokens; });
+  });
+}
 
 }  // namespace
 
@@ -27,6 +36,7 @@ Rank::Rank(const ModelConfig& config, const Topology& topology, const RankOption
            const kernels::Kernels& kernels, ThreadPool& threads, KvCache cache, std::unique_ptr<Model> model)
     : config_(config),
       topology_(topology),
+      decode_threads_(options.decode_threads > 0 ? options.decode_threads : threads.num_threads()),
       threads_(threads),
       cache_(std::move(cache)),
       model_(std::move(model)) {
@@ -52,6 +62,7 @@ Result<RankOutput> Rank::Run(const Step& step) {
   CHECK_EQ(step.groups.size(), static_cast<size_t>(topology_.degrees().dp));
   const GroupStep& group = step.groups[topology_.dp_rank()];
   CheckStep(group);
+  threads_.Use(OnlyGenerates(step) ? decode_threads_ : threads_.num_threads());
   RankOutput output;
   ASSIGN_OR_RETURN(output.failures, model_->Forward(step, cache_));
 

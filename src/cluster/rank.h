@@ -23,6 +23,8 @@ struct RankOptions {
   int block_size = 128;
   int max_model_len = 0;
   int num_tokens = 0;  // ids that may be sampled: the tokenizer's highest id + 1
+  // Threads in steps that only generate, which are bound by memory; 0: all. No result depends on it.
+  int decode_threads = 0;
 };
 
 class Rank {
@@ -43,6 +45,7 @@ class Rank {
 
   const ModelConfig& config_;
   const Topology topology_;
+  const int decode_threads_;
   ThreadPool& threads_;
   KvCache cache_;
   std::unique_ptr<Model> model_;

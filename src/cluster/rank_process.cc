@@ -2,11 +2,11 @@
 #include "cluster/rank_process.h"
 
 #include <poll.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <span>
 #include <thread>
 
 #include "base/bytes.h"
@@ -29,16 +29,6 @@ using std::chrono::minutes;
 
 constexpr minutes kSetupLimit{1};
 constexpr std::chrono::milliseconds kModesty{700};
-
-void RunOnCores(const std::vector<int32_t>& cores) {
-  if (cores.empty()) return;
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  for (const int32_t core : cores) {
-    if (core >= 0 && core < CPU_SETSIZE) CPU_SET(core, &set);
-  }
-  sched_setaffinity(0, sizeof set, &set);
-}
 
 class RankProcess {
  public:
@@ -113,9 +103,14 @@ Status RankProcess::Serve() {
   rank_ = static_cast<uint16_t>(setup_.rank);
   topology_ = Topology(setup_.degrees, setup_.rank);
   SetLogLevel(static_cast<LogLevel>(setup_.log_level));
-  RunOnCores(setup_.cores);
   ASSIGN_OR_RETURN(kernels_, kernels::Choose(setup_.isa));
-  threads_ = std::make_unique<ThreadPool>(setup_.threads);
+  if (!setup_.cores.empty() && setup_.cores.size() != static_cast<size_t>(setup_.threads)) {
+    return Fail(ErrorKind::kInternal, "rank {} got {} cores for {} threads", rank_, setup_.cores.size(),
+                setup_.threads);
+  }
+  // This thread is the first of the pool's, and the one that waits for other ranks.
+  if (!setup_.cores.empty()) PinThread(std::span(setup_.cores).first(1));
+  threads_ = std::make_unique<ThreadPool>(setup_.threads, !setup_.cores.empty(), setup_.cores);
   RETURN_IF_ERROR(Meet());
   RETURN_IF_ERROR(Load());
   RETURN_IF_ERROR(MakeRank());
@@ -178,7 +173,8 @@ Status RankProcess::MakeRank() {
   const RankOptions options{.num_blocks = reader.Read<int32_t>(),
                             .block_size = setup_.block_size,
                             .max_model_len = setup_.max_model_len,
-                            .num_tokens = setup_.num_tokens};
+                            .num_tokens = setup_.num_tokens,
+                            .decode_threads = setup_.decode_threads};
   RETURN_IF_ERROR(reader.Finish("the order to start"));
   ASSIGN_OR_RETURN(
       hands_, Rank::Create(config_, weights_, {topology_, *world_, *group_}, options, *kernels_, *threads_));

@@ -1,4 +1,5 @@
-// See jobs.h. Tasks are taken in ascending order, so all jobs before a failing one have been started.
+// See jobs.h. Jobs are taken in ascending order, so that files are read from front to back, and so that all
+// jobs before a failing one have been started.
 #include "model/jobs.h"
 
 #include <atomic>
@@ -16,19 +17,21 @@ Status RunJobs(std::span<Job> jobs, ThreadPool& threads, const Progress& progres
   std::atomic<int> first_failed{num_jobs};
   std::mutex mutex;  // guards error
   std::optional<Error> error;
-  threads.ParallelFor(num_jobs, [&](int index, int thread) {
-    if (index > first_failed.load()) return;
-    const Job& job = jobs[static_cast<size_t>(index)];
-    if (Status status = job.run(thread); !status) {
-      const std::lock_guard lock(mutex);
-      if (index < first_failed.load()) {
-        first_failed = index;
-        error = std::move(status).error();
+  std::atomic<int> next{0};
+  threads.ParallelFor(threads.num_threads(), [&](int, int thread) {
+    for (int index = next++; index < first_failed.load(); index = next++) {
+      const Job& job = jobs[static_cast<size_t>(index)];
+      if (Status status = job.run(thread); !status) {
+        const std::lock_guard lock(mutex);
+        if (index < first_failed.load()) {
+          first_failed = index;
+          error = std::move(status).error();
+        }
+        break;
       }
-      return;
+      const uint64_t now = done += job.bytes;
+      if (thread == 0 && progress) progress(now, total);
     }
-    const uint64_t now = done += job.bytes;
-    if (thread == 0 && progress) progress(now, total);
   });
   if (error) return std::unexpected(*std::move(error));
   if (progress) progress(total, total);

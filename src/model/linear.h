@@ -61,7 +61,7 @@ void RowParallel(const Linear& linear, const LinearInput& input, int first_row, 
 inline int NumTasks(int units, int64_t macs, const ThreadPool& threads) {
   constexpr int64_t kMacsPerTask = 200'000;
   const int64_t worthwhile = std::max<int64_t>(1, macs / kMacsPerTask);
-  return static_cast<int>(std::min<int64_t>({units, worthwhile, int64_t{threads.num_threads()} * 4}));
+  return static_cast<int>(std::min<int64_t>({units, worthwhile, int64_t{threads.num_active()} * 4}));
 }
 
 }  // namespace tessera

@@ -138,6 +138,7 @@ std::string HashOf(const Cell& cell, const LoadedModel& model) {
   WorldOptions options{.isa = cell.isa,
                        .mixed_isas = cell.mixed_isas,
                        .num_threads = cell.threads,
+                       .decode_threads = cell.preempt ? 1 : 0,
                        .layout = {.degrees = cell.degrees},
                        .engine = {}};
   options.engine.block_size = kBlockSize;

@@ -101,7 +101,8 @@ World::World(const LoadedModel& model, const WorldOptions& options) : threads_(o
   const RankOptions rank{.num_blocks = options.engine.num_blocks,
                          .block_size = options.engine.block_size,
                          .max_model_len = options.engine.max_model_len,
-                         .num_tokens = model.num_tokens};
+                         .num_tokens = model.num_tokens,
+                         .decode_threads = options.decode_threads};
   if (options.layout.degrees.world() == 1) {
     rank_ = OrDie(
         Rank::Create(model.config, model.weights, {Topology(), *alone_, *alone_}, rank, *table, threads_));

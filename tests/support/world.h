@@ -46,6 +46,7 @@ struct WorldOptions {
   kernels::Isa isa = kernels::Isa::kScalar;
   bool mixed_isas = false;  // rank r has the r-th of those that this CPU has, in turn
   int num_threads = 1;      // of each rank
+  int decode_threads = 0;
   Layout layout;
   EngineOptions engine;
 };
