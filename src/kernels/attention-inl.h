@@ -4,67 +4,81 @@
 //
 // Scores: query rows lie in vector lanes, a pair of the cache is broadcast, so one pass over a latent row
 // serves every head and token of the tile. Output: latent columns lie in lanes, a pair of probabilities is
-// broadcast. Both are pair chains in canonical order. Cache rows are laid out as LanePairOp wants them a few
-// positions at a time, which stay in L1 or L2 while all query rows pass.
+// broadcast. Both are pair chains in canonical order, blocked like a matrix product: the panel of the operand
+// that lies in lanes stays in L1 while all rows of the other one pass it, out of L2.
 
 struct AttentionPass {
   const AttentionTile& tile;
-  const AttentionScratch parts;
+  const AttentionScratch places;
   std::byte* scratch;
-  int row_vectors;  // of query rows
-  int row_stride;   // row_vectors * kLanes
+  const int row_vectors;  // of query rows
   int block_begin = 0;
   int block_count = 0;  // positions of the block that any row sees
   int all_visible = 0;  // positions of the block that every row sees: as many or more, or fewer than none
+  AttentionPart part;   // where the block's result goes
 
-  // Per query row, padded to whole vectors: positions visible in all, running maximum and sum, the block's,
-  // and the factors of a merge.
+  // Per query row, padded to whole vectors: positions visible in all.
   alignas(64) int32_t num_visible[kAttentionRows] = {};
-  alignas(64) float m[kAttentionRows] = {};
-  alignas(64) float l[kAttentionRows] = {};
-  alignas(64) float block_m[kAttentionRows] = {};
-  alignas(64) float block_l[kAttentionRows] = {};
-  alignas(64) float keep_factor[kAttentionRows] = {};
-  alignas(64) float block_factor[kAttentionRows] = {};
   // The cache rows of the block; beyond block_count the last one again, so that position groups are whole.
-  const Bf16* cache_rows[kAttentionBlock + kScorePositions * 2];
+  const Bf16* cache_rows[AttentionScratch::kPaddedBlock];
 
   AttentionPass(const AttentionTile& the_tile, void* the_scratch)
       : tile(the_tile),
-        parts(the_tile.latent, the_tile.rope),
+        places(the_tile.latent, the_tile.rope),
         scratch(static_cast<std::byte*>(the_scratch)),
         row_vectors((the_tile.num_rows + kLanes - 1) / kLanes),
-        row_stride(row_vectors * kLanes) {}
+        part(scratch + places.block(), the_tile.latent) {}
 
   using Element = LanePairOp::Element;
-  Element* queries() const { return reinterpret_cast<Element*>(scratch + parts.queries()); }
-  // Of one vector of rows.
+  // The panel of queries that begins with vector v: [pair][row of the panel] pairs.
+  Element* queries(int v) const {
+    return reinterpret_cast<Element*>(scratch + places.queries()) +
+           int64_t{v} * kLanes * 2 * places.query_pairs;
+  }
+  // Vectors in that panel.
+  int panel_vectors(int v) const { return v + kScoreVectors <= row_vectors ? kScoreVectors : 1; }
+  // Of one vector of rows: [position][lane] fp32.
   float* scores(int v) const {
-    return reinterpret_cast<float*>(scratch + parts.scores()) + v * kAttentionBlock * kLanes;
+    return reinterpret_cast<float*>(scratch + places.scores()) +
+           int64_t{v} * AttentionScratch::kPaddedBlock * kLanes;
   }
-  Element* probabilities(int v) const {
-    return reinterpret_cast<Element*>(scratch + parts.probabilities()) + v * kAttentionBlock * kLanes;
-  }
-  Element* rows() const { return reinterpret_cast<Element*>(scratch + parts.rows()); }
-  float* block_output() const { return reinterpret_cast<float*>(scratch + parts.block_output()); }
-  float* output() const { return reinterpret_cast<float*>(scratch + parts.output()); }
+  // The same memory once scores have become probabilities: a pair of positions begins where the scores of its
+  // first one did.
+  Element* probabilities(int v, int t) const { return reinterpret_cast<Element*>(scores(v) + t * kLanes); }
+  // Elements from one pair of positions to the next.
+  static constexpr int kProbabilityStep = 2 * kLanes * 4 / static_cast<int>(sizeof(Element));
+  // What is laid out at a time: keys of a few positions, or the values of some columns.
+  Element* rows() const { return reinterpret_cast<Element*>(scratch + places.rows()); }
 };
 
-// [pair][row] pairs. Missing rows are the last one again.
 inline void PackQueries(AttentionPass& pass) {
   const AttentionTile& tile = pass.tile;
-  for (int first = 0; first < pass.row_stride; first += kLanes) {
-    int32_t offsets[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int row = first + lane < tile.num_rows ? first + lane : tile.num_rows - 1;
-      offsets[lane] = static_cast<int32_t>(row * tile.queries.stride);
-      pass.num_visible[first + lane] = tile.num_visible[row];
+  const int pairs = pass.places.query_pairs;
+  for (int v = 0; v < pass.row_vectors;) {
+    const int vectors = pass.panel_vectors(v);
+    const int64_t n = int64_t{vectors} * kLanes;
+    for (int j = 0; j < vectors; ++j) {
+      const Bf16* rows[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {  // missing rows are the last one again
+        const int row = (v + j) * kLanes + lane < tile.num_rows ? (v + j) * kLanes + lane : tile.num_rows - 1;
+        rows[lane] = tile.queries.data + row * tile.queries.stride;
+        pass.num_visible[(v + j) * kLanes + lane] = tile.num_visible[row];
+      }
+      LanePairOp::Element* to = LanePairOp::At(pass.queries(v), j * kLanes);
+      Bf16 rest[kLanes][8] = {};
+      for (int pair = 0; pair < pairs; pair += 4) {
+        const int words = pairs - pair < 4 ? pairs - pair : 4;
+        for (int lane = 0; lane < kLanes; ++lane) {
+          if (words == 4) break;
+          for (int i = 0; i < words * 2; ++i) rest[lane][i] = rows[lane][pair * 2 + i];
+          rows[lane] = rest[lane] - pair * 2;
+        }
+        I columns[4];
+        LoadColumns(rows, pair * 2, columns);
+        for (int i = 0; i < words; ++i, to += n * 2) LanePairOp::StoreWords(to, n, columns[i]);
+      }
     }
-    const I rows = LoadI(offsets);
-    LanePairOp::Element* to = LanePairOp::At(pass.queries(), first);
-    for (int pair = 0; pair < pass.parts.query_pairs; ++pair, to += pass.row_stride * 2) {
-      LanePairOp::StoreWords(to, pass.row_stride, GatherWords(tile.queries.data + pair * 2, rows));
-    }
+    v += vectors;
   }
 }
 
@@ -79,67 +93,106 @@ inline void FindCacheRows(AttentionPass& pass) {
     const int end = pass.block_count - t < in_page ? pass.block_count : t + in_page;
     for (; t < end; ++t, at += pages.row_stride) pass.cache_rows[t] = at;
   }
-  for (int t = 0; t < kScorePositions * 2; ++t) {
-    pass.cache_rows[pass.block_count + t] = pass.cache_rows[pass.block_count - 1];
+  for (int t = pass.block_count; t < AttentionScratch::kPaddedBlock; ++t) {
+    pass.cache_rows[t] = pass.cache_rows[pass.block_count - 1];
   }
 }
 
-// Scaled scores of positions [t, t + kPositions), whose keys are given, for kVectors vectors of rows from
-// vector v on.
-template <int kPositions, int kVectors>
-TESSERA_NOINLINE void ScorePositions(const AttentionPass& pass, const LanePairOp::Element* const* keys, int t,
-                                     int v) {
-  F sum[kPositions][kVectors];
+// A register block of pair chains, kRows x kVectors vectors: lanes come from a panel, row i's pairs lie at
+// inputs[i], kStep elements apart, and are broadcast. Goes on with `sums` unless `first`; what is stored is
+// scaled, and a zero is positive.
+struct PairBlock {
+  const LanePairOp::Element* panel;  // [pair][lane] pairs
+  const LanePairOp::Element* const* inputs;
+  int num_pairs;
+  float* sums;  // of vector j of row i at i * row_stride + j * vector_stride
+  int64_t row_stride;
+  int64_t vector_stride;
+  bool first;
+  float scale;
+};
+
+template <int kRows, int kVectors, int kStep, int kInputLanes>
+TESSERA_NOINLINE void RunPairs(const PairBlock& block) {
+  F sum[kRows][kVectors];
+  const LanePairOp::Element* inputs[kRows];
   TESSERA_UNROLL
-  for (int i = 0; i < kPositions; ++i) {
-    TESSERA_UNROLL
-    for (int j = 0; j < kVectors; ++j) sum[i][j] = SetF(0.0f);
-  }
-  const int64_t n = pass.row_stride;
-  const LanePairOp::Element* queries = LanePairOp::At(pass.queries(), v * kLanes);
-  for (int pair = 0; pair < pass.parts.query_pairs; ++pair, queries += n * 2) {
-    TESSERA_UNROLL
-    for (int phase = 0; phase < LanePairOp::kPhases; ++phase) {
-      LanePairOp::Operand rows[kVectors];
-      TESSERA_UNROLL
-      for (int j = 0; j < kVectors; ++j) {
-        rows[j] = LanePairOp::Load(queries, n, j * kLanes, phase);
-      }
-      TESSERA_UNROLL
-      for (int i = 0; i < kPositions; ++i) {
-        const LanePairOp::Operand key = LanePairOp::Broadcast(keys[i] + pair * 2, 1, 0, phase);
-        TESSERA_UNROLL
-        for (int j = 0; j < kVectors; ++j) sum[i][j] = LanePairOp::Step(sum[i][j], rows[j], key);
-      }
-    }
-  }
-  TESSERA_UNROLL
-  for (int i = 0; i < kPositions; ++i) {
-    if (t + i >= kAttentionBlock) break;
+  for (int i = 0; i < kRows; ++i) {
+    inputs[i] = block.inputs[i];
     TESSERA_UNROLL
     for (int j = 0; j < kVectors; ++j) {
-      StoreF(pass.scores(v + j) + (t + i) * kLanes, Mul(sum[i][j], SetF(pass.tile.softmax_scale)));
+      const float* at = block.sums + i * block.row_stride + j * block.vector_stride;
+      sum[i][j] = block.first ? SetF(0.0f) : LoadF(at);
     }
+  }
+  constexpr int kColumns = kVectors * kLanes;
+  const LanePairOp::Element* panel = block.panel;
+  const int64_t end = int64_t{block.num_pairs} * kStep;
+  for (int64_t at = 0; at < end; at += kStep, panel += kColumns * 2) {
+    TESSERA_UNROLL
+    for (int phase = 0; phase < LanePairOp::kPhases; ++phase) {
+      LanePairOp::Operand columns[kVectors];
+      TESSERA_UNROLL
+      for (int j = 0; j < kVectors; ++j) columns[j] = LanePairOp::Load(panel, kColumns, j * kLanes, phase);
+      TESSERA_UNROLL
+      for (int i = 0; i < kRows; ++i) {
+        const LanePairOp::Operand input = LanePairOp::Broadcast(inputs[i] + at, kInputLanes, 0, phase);
+        TESSERA_UNROLL
+        for (int j = 0; j < kVectors; ++j) sum[i][j] = LanePairOp::Step(sum[i][j], columns[j], input);
+      }
+    }
+  }
+  const F scale = SetF(block.scale);
+  TESSERA_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    TESSERA_UNROLL
+    for (int j = 0; j < kVectors; ++j) {
+      float* at = block.sums + i * block.row_stride + j * block.vector_stride;
+      StoreF(at, Fma(sum[i][j], scale, SetF(0.0f)));
+    }
+  }
+}
+
+// Goes on with the score chains of positions [begin, begin + count), whose keys are given, rounded up to
+// whole groups, and the panel of kVectors vectors of query rows from v on, over pairs [from, to).
+template <int kPositions, int kVectors>
+inline void ScorePanel(const AttentionPass& pass, const LanePairOp::Element* const* keys, int begin,
+                       int count, int v, int from, int to) {
+  const LanePairOp::Element* inputs[AttentionScratch::kTilePositions];
+  for (int t = 0; t < count; ++t) inputs[t] = keys[t] + from * 2;
+  PairBlock block = {.panel = pass.queries(v) + int64_t{from} * kVectors * kLanes * 2,
+                     .num_pairs = to - from,
+                     .row_stride = kLanes,
+                     .vector_stride = AttentionScratch::kPaddedBlock * kLanes,
+                     .first = from == 0,
+                     .scale = to == pass.places.query_pairs ? pass.tile.softmax_scale : 1.0f};
+  for (int t = 0; t < count; t += kPositions) {
+    block.inputs = inputs + t;
+    block.sums = pass.scores(v) + (begin + t) * kLanes;
+    RunPairs<kPositions, kVectors, 2, 1>(block);
   }
 }
 
 // Scores of positions [begin, begin + count), rounded up to whole groups.
 inline void ScoreTile(const AttentionPass& pass, int begin, int count) {
-  constexpr int kGroup = kScorePositions * 2;
+  constexpr int kGroup = kScorePositions * 2;  // of one vector of rows
+  constexpr int kChunk = AttentionScratch::kPanelBytes / (kScoreVectors * kLanes * LanePairOp::kPairBytes);
   count = (count + kGroup - 1) / kGroup * kGroup;
   const LanePairOp::Element* keys[AttentionScratch::kTilePositions];
   for (int t = 0; t < count; ++t) {
     keys[t] = LanePairOp::Key(pass.cache_rows[begin + t], pass.tile.width(),
-                              pass.rows() + int64_t{t} * pass.parts.padded_width);
+                              pass.rows() + int64_t{t} * pass.places.padded_width);
   }
-  int v = 0;
-  for (; v + kScoreVectors <= pass.row_vectors; v += kScoreVectors) {
-    for (int t = 0; t < count; t += kScorePositions) {
-      ScorePositions<kScorePositions, kScoreVectors>(pass, keys + t, begin + t, v);
+  const int pairs = pass.places.query_pairs;
+  for (int from = 0; from < pairs; from += kChunk) {
+    const int to = pairs - from < kChunk ? pairs : from + kChunk;
+    for (int v = 0; v < pass.row_vectors; v += pass.panel_vectors(v)) {
+      if (pass.panel_vectors(v) == 1) {
+        ScorePanel<kGroup, 1>(pass, keys, begin, count, v, from, to);
+      } else {
+        ScorePanel<kScorePositions, kScoreVectors>(pass, keys, begin, count, v, from, to);
+      }
     }
-  }
-  for (; v < pass.row_vectors; ++v) {
-    for (int t = 0; t < count; t += kGroup) ScorePositions<kGroup, 1>(pass, keys + t, begin + t, v);
   }
 }
 
@@ -162,7 +215,7 @@ inline uint32_t BlockMaximum(AttentionPass& pass, int v, I visible) {
     m = Max(score, m);
     magnitude = MaxI(magnitude, size);
   }
-  StoreF(pass.block_m + v * kLanes, m);
+  StoreF(pass.part.m + v * kLanes, m);
   return LaneBits(GreaterI(magnitude, SetI(kInfinityBits - 1)));
 }
 
@@ -177,7 +230,7 @@ TESSERA_INLINE I Probability(const AttentionPass& pass, int v, int t, F m) {
 
 // Probabilities of one vector of rows, and their 64-lane sum: lane = position mod 64, upwards.
 inline void BlockProbabilities(AttentionPass& pass, int v) {
-  const F m = LoadF(pass.block_m + v * kLanes);
+  const F m = LoadF(pass.part.m + v * kLanes);
   F lanes[64];
   for (int lane = 0; lane < 64; lane += 2) {
     F even = SetF(0.0f);
@@ -187,7 +240,7 @@ inline void BlockProbabilities(AttentionPass& pass, int v) {
       const I second = Probability(pass, v, t + 1, m);
       even = Add(even, AsF(first));
       odd = Add(odd, AsF(second));
-      LanePairOp::Store(pass.probabilities(v) + t * kLanes, kLanes, first, second);
+      LanePairOp::Store(pass.probabilities(v, t), kLanes, first, second);
     }
     lanes[lane] = even;
     lanes[lane + 1] = odd;
@@ -195,150 +248,173 @@ inline void BlockProbabilities(AttentionPass& pass, int v) {
   for (int apart = 32; apart > 0; apart /= 2) {
     for (int lane = 0; lane < apart; ++lane) lanes[lane] = Add(lanes[lane], lanes[lane + apart]);
   }
-  StoreF(pass.block_l + v * kLanes, lanes[0]);
+  StoreF(pass.part.l + v * kLanes, lanes[0]);
 }
 
-// Goes on with the output chains of kValueRows rows and kVectors vectors of the latent over positions
-// [begin, begin + count), whose values are laid out.
+// Goes on with the output chains of all rows in the kVectors vectors of the latent from column d on, over
+// positions [begin, begin + count), whose values are laid out.
 template <int kVectors>
-TESSERA_NOINLINE void ValueBlock(const AttentionPass& pass, int begin, int count, int row, int d) {
-  F sum[kValueRows][kVectors];
-  float* output = pass.block_output() + int64_t{row} * pass.parts.padded_latent + d;
-  TESSERA_UNROLL
-  for (int r = 0; r < kValueRows; ++r) {
-    TESSERA_UNROLL
-    for (int j = 0; j < kVectors; ++j) {
-      sum[r][j] = begin == 0 ? SetF(0.0f) : LoadF(output + r * pass.parts.padded_latent + j * kLanes);
+inline void ValuePanel(const AttentionPass& pass, const LanePairOp::Element* values, int begin, int count,
+                       int d) {
+  const LanePairOp::Element* inputs[kAttentionRows];
+  for (int row = 0; row < pass.row_vectors * kLanes; ++row) {
+    inputs[row] = LanePairOp::At(pass.probabilities(row / kLanes, begin), row % kLanes);
+  }
+  constexpr int kStep = AttentionPass::kProbabilityStep;
+  PairBlock block = {.panel = values,
+                     .num_pairs = (count + 1) / 2,
+                     .row_stride = pass.places.padded_latent,
+                     .vector_stride = kLanes,
+                     .first = begin == 0,
+                     .scale = 1.0f};
+  for (int row = 0; row < pass.tile.num_rows;) {
+    const int left = pass.tile.num_rows - row;
+    block.inputs = inputs + row;
+    block.sums = pass.part.output + int64_t{row} * block.row_stride + d;
+    if (left >= kValueRows) {
+      RunPairs<kValueRows, kVectors, kStep, kLanes>(block);
+      row += kValueRows;
+    } else if (left > 2) {
+      RunPairs<4, kVectors, kStep, kLanes>(block);
+      row += 4;
+    } else {
+      RunPairs<2, kVectors, kStep, kLanes>(block);
+      row += 2;
     }
   }
-  const int64_t num_columns = pass.parts.padded_width;
-  const LanePairOp::Element* values = LanePairOp::At(pass.rows(), d);
-  static_assert(kLanes % kValueRows == 0);
-  const LanePairOp::Element* p =
-      LanePairOp::At(pass.probabilities(row / kLanes) + begin * kLanes, row % kLanes);
-  for (int t = 0; t < count; t += 2) {
-    TESSERA_UNROLL
-    for (int phase = 0; phase < LanePairOp::kPhases; ++phase) {
-      LanePairOp::Operand columns[kVectors];
-      TESSERA_UNROLL
-      for (int j = 0; j < kVectors; ++j) {
-        columns[j] = LanePairOp::Load(values, num_columns, j * kLanes, phase);
+}
+
+// Lays out the values of positions [begin, begin + count) in columns [d, end), panel by panel of kColumns:
+// each row is read in one run. A last position without partner is its own: the partner's probability is zero.
+template <int kColumns>
+inline void LayOutValues(const AttentionPass& pass, int begin, int count, int d, int end) {
+  constexpr int kAhead = 8;
+  const int64_t panel = int64_t{count + 1} / 2 * 2 * kColumns;
+  LanePairOp::Element* to = pass.rows();
+  for (int t = begin; t < begin + count; t += 2, to += kColumns * 2) {
+    const Bf16* even = pass.cache_rows[t];
+    const Bf16* odd = pass.cache_rows[t + 1];
+    for (int c = d; c < end; c += 32) {
+      __builtin_prefetch(pass.cache_rows[t + kAhead] + c);
+      __builtin_prefetch(pass.cache_rows[t + kAhead + 1] + c);
+    }
+    for (int c = d, i = 0; c < end; c += kColumns, ++i) {
+      LanePairOp::LayOut(even + c, odd + c, kColumns, kColumns, to + i * panel);
+    }
+  }
+}
+
+// The output of all rows in columns [d, end), in whole panels of kVectors vectors.
+template <int kVectors>
+inline void ValueColumns(const AttentionPass& pass, int d, int end) {
+  constexpr int kColumns = kVectors * kLanes;
+  constexpr int kTile = AttentionScratch::kPanelBytes / (kColumns * LanePairOp::kPairBytes) * 2;
+  constexpr int kSlab =
+      AttentionScratch::kSlabBytes / (kTile / 2 * LanePairOp::kPairBytes) / kColumns * kColumns;
+  for (; d < end; d += kSlab) {
+    const int slab_end = end - d < kSlab ? end : d + kSlab;
+    for (int begin = 0; begin < pass.block_count; begin += kTile) {
+      const int count = pass.block_count - begin < kTile ? pass.block_count - begin : kTile;
+      LayOutValues<kColumns>(pass, begin, count, d, slab_end);
+      const LanePairOp::Element* values = pass.rows();
+      for (int c = d; c < slab_end; c += kColumns) {
+        ValuePanel<kVectors>(pass, values, begin, count, c);
+        values += int64_t{count + 1} / 2 * 2 * kColumns;
       }
-      TESSERA_UNROLL
-      for (int r = 0; r < kValueRows; ++r) {
-        const LanePairOp::Operand input = LanePairOp::Broadcast(p, kLanes, r, phase);
-        TESSERA_UNROLL
-        for (int j = 0; j < kVectors; ++j) sum[r][j] = LanePairOp::Step(sum[r][j], columns[j], input);
-      }
-    }
-    values += num_columns * 2;
-    p += kLanes * 2;
-  }
-  TESSERA_UNROLL
-  for (int r = 0; r < kValueRows; ++r) {
-    TESSERA_UNROLL
-    for (int j = 0; j < kVectors; ++j) StoreF(output + r * pass.parts.padded_latent + j * kLanes, sum[r][j]);
-  }
-}
-
-// A last position without partner is its own: the partner's probability is zero.
-inline void ValueTile(const AttentionPass& pass, int begin, int count) {
-  for (int t = 0; t < count; t += 2) {
-    LanePairOp::LayOut(pass.cache_rows[begin + t], pass.cache_rows[begin + t + 1], pass.tile.latent,
-                       pass.parts.padded_width, pass.rows() + int64_t{t} * pass.parts.padded_width);
-  }
-  int d = 0;
-  for (; d + kValueVectors * kLanes <= pass.parts.padded_latent; d += kValueVectors * kLanes) {
-    for (int row = 0; row < pass.tile.num_rows; row += kValueRows) {
-      ValueBlock<kValueVectors>(pass, begin, count, row, d);
     }
   }
-  for (; d < pass.parts.padded_latent; d += kLanes) {
-    for (int row = 0; row < pass.tile.num_rows; row += kValueRows) ValueBlock<1>(pass, begin, count, row, d);
-  }
 }
 
-// Merges the block's maximum and sum of one vector of rows; gives the factors of the outputs.
-inline void MergeSums(AttentionPass& pass, int v, I visible) {
-  const int at = v * kLanes;
-  const F block_m = LoadF(pass.block_m + at);
-  const F block_l = LoadF(pass.block_l + at);
-  if (pass.block_begin == 0) {
-    StoreF(pass.m + at, block_m);
-    StoreF(pass.l + at, block_l);
-    return;
-  }
-  const M active = GreaterI(visible, SetI(0));
-  const F old_m = LoadF(pass.m + at);
-  const F old_l = LoadF(pass.l + at);
-  const F m = Max(old_m, block_m);
-  const F a = Exp(Sub(old_m, m));
-  const F b = Exp(Sub(block_m, m));
-  StoreF(pass.keep_factor + at, a);
-  StoreF(pass.block_factor + at, b);
-  StoreF(pass.m + at, SelectF(active, m, old_m));
-  StoreF(pass.l + at, SelectF(active, Fma(block_l, b, Mul(old_l, a)), old_l));
-}
-
-inline void MergeOutputs(AttentionPass& pass) {
+// One canonical block for all rows, into pass.part. Returns whether every visible score is finite.
+inline bool AttendBlock(AttentionPass& pass, int block) {
+  int positions = 0;
+  int least = pass.tile.num_visible[0];
   for (int row = 0; row < pass.tile.num_rows; ++row) {
-    if (pass.num_visible[row] <= pass.block_begin) continue;
-    const float* from = pass.block_output() + int64_t{row} * pass.parts.padded_latent;
-    float* to = pass.output() + int64_t{row} * pass.parts.padded_latent;
-    const F a = SetF(pass.keep_factor[row]);
-    const F b = SetF(pass.block_factor[row]);
-    for (int d = 0; d < pass.parts.padded_latent; d += kLanes) {
-      const F o = Add(LoadF(from + d), SetF(0.0f));
-      StoreF(to + d, pass.block_begin == 0 ? o : Fma(o, b, Mul(LoadF(to + d), a)));
-    }
+    if (pass.tile.num_visible[row] > positions) positions = pass.tile.num_visible[row];
+    if (pass.tile.num_visible[row] < least) least = pass.tile.num_visible[row];
+  }
+  const int begin = block * kAttentionBlock;
+  pass.block_begin = begin;
+  pass.all_visible = least - begin;
+  pass.block_count = positions - begin < kAttentionBlock ? positions - begin : kAttentionBlock;
+  FindCacheRows(pass);
+  constexpr int kTile = AttentionScratch::kTilePositions;
+  for (int t = 0; t < pass.block_count; t += kTile) {
+    ScoreTile(pass, t, pass.block_count - t < kTile ? pass.block_count - t : kTile);
+  }
+  uint32_t bad = 0;
+  for (int v = 0; v < pass.row_vectors; ++v) {
+    bad |= BlockMaximum(pass, v, SubI(LoadI(pass.num_visible + v * kLanes), SetI(begin)));
+    BlockProbabilities(pass, v);
+  }
+  constexpr int kPanel = kValueVectors * kLanes;
+  const int whole = pass.places.padded_latent / kPanel * kPanel;
+  ValueColumns<kValueVectors>(pass, 0, whole);
+  ValueColumns<1>(pass, whole, pass.places.padded_latent);
+  return bad == 0;
+}
+
+// Merges a later block of one row onto `onto`, what is merged below it.
+inline void MergeRow(const AttentionPart& onto, const AttentionPart& block, int row, int padded_latent) {
+  const float m = onto.m[row] > block.m[row] ? onto.m[row] : block.m[row];
+  const float a = ScalarExp(onto.m[row] - m);
+  const float b = ScalarExp(block.m[row] - m);
+  onto.m[row] = m;
+  onto.l[row] = __builtin_fmaf(block.l[row], b, onto.l[row] * a);
+  const float* from = block.output + int64_t{row} * padded_latent;
+  float* to = onto.output + int64_t{row} * padded_latent;
+  for (int d = 0; d < padded_latent; d += kLanes) {
+    StoreF(to + d, Fma(LoadF(from + d), SetF(b), Mul(LoadF(to + d), SetF(a))));
   }
 }
 
-// One canonical block for all rows. Returns the rows with a visible score that is not finite.
-inline uint64_t AttendBlock(AttentionPass& pass) {
-  uint64_t bad = 0;
-  constexpr int kTile = AttentionScratch::kTilePositions;
-  const auto positions_from = [&](int begin) {
-    return pass.block_count - begin < kTile ? pass.block_count - begin : kTile;
-  };
-  FindCacheRows(pass);
-  for (int begin = 0; begin < pass.block_count; begin += kTile) ScoreTile(pass, begin, positions_from(begin));
-  for (int v = 0; v < pass.row_vectors; ++v) {
-    const I visible = SubI(LoadI(pass.num_visible + v * kLanes), SetI(pass.block_begin));
-    bad |= uint64_t{BlockMaximum(pass, v, visible)} << (v * kLanes);
-    BlockProbabilities(pass, v);
-    MergeSums(pass, v, visible);
-  }
-  for (int begin = 0; begin < pass.block_count; begin += kTile) ValueTile(pass, begin, positions_from(begin));
-  MergeOutputs(pass);
-  return bad;
+inline void FinishRow(const AttentionPart& merged, int row, int latent, int padded_latent, Bf16* out) {
+  const float* from = merged.output + int64_t{row} * padded_latent;
+  const F l = SetF(merged.l[row]);
+  for (int d = 0; d < latent; d += kLanes) StoreBf16(out + d, Div(LoadF(from + d), l), LanesLeft(latent, d));
 }
 
 inline bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_stride,
                       uint64_t* bad_rows) {
   AttentionPass pass(tile, scratch);
-  int positions = 0;
-  int least = tile.num_visible[0];
-  for (int row = 0; row < tile.num_rows; ++row) {
-    if (tile.num_visible[row] > positions) positions = tile.num_visible[row];
-    if (tile.num_visible[row] < least) least = tile.num_visible[row];
-  }
   PackQueries(pass);
-  for (int begin = 0; begin < positions; begin += kAttentionBlock) {
-    pass.block_begin = begin;
-    pass.all_visible = least - begin;
-    pass.block_count = positions - begin < kAttentionBlock ? positions - begin : kAttentionBlock;
+  const AttentionPart merged(pass.scratch + pass.places.merged(), tile.latent);
+  const AttentionPart next = pass.part;
+  for (int block = 0; block < tile.num_blocks(); ++block) {
+    pass.part = block == 0 ? merged : next;
     // A value that is not finite reaches, as 0 * infinity, rows of the tile that do not see it. Rare, and an
     // error of the requests that do see it: the reference keeps the rows apart.
-    if (AttendBlock(pass) != 0) return kScalarTable.attention(tile, scratch, out, out_stride, bad_rows);
+    if (!AttendBlock(pass, block)) {
+      return kScalarTable.attention(tile, scratch, out, out_stride, bad_rows);
+    }
+    for (int row = 0; block > 0 && row < tile.num_rows; ++row) {
+      if (tile.num_visible[row] > pass.block_begin) MergeRow(merged, next, row, pass.places.padded_latent);
+    }
   }
   for (int row = 0; row < tile.num_rows; ++row) {
-    const float* from = pass.output() + int64_t{row} * pass.parts.padded_latent;
-    const F l = SetF(pass.l[row]);
-    for (int d = 0; d < tile.latent; d += kLanes) {
-      StoreBf16(out + row * out_stride + d, Div(LoadF(from + d), l), LanesLeft(tile.latent, d));
-    }
+    FinishRow(merged, row, tile.latent, pass.places.padded_latent, out + row * out_stride);
   }
   if (bad_rows != nullptr) *bad_rows = 0;
   return true;
+}
+
+inline bool AttentionBlock(const AttentionTile& tile, int block, void* scratch, void* part) {
+  AttentionPass pass(tile, scratch);
+  PackQueries(pass);
+  pass.part = AttentionPart(part, tile.latent);
+  return AttendBlock(pass, block);
+}
+
+inline void MergeAttention(const AttentionTile& tile, void* parts, int row_begin, int row_end, Bf16* out,
+                           int64_t out_stride) {
+  const AttentionScratch places(tile.latent, tile.rope);
+  const AttentionPart merged(parts, tile.latent);
+  for (int row = row_begin; row < row_end; ++row) {
+    for (int block = 1; block * kAttentionBlock < tile.num_visible[row]; ++block) {
+      const AttentionPart next(static_cast<std::byte*>(parts) + block * AttentionPart::SizeBytes(tile.latent),
+                               tile.latent);
+      MergeRow(merged, next, row, places.padded_latent);
+    }
+    FinishRow(merged, row, tile.latent, places.padded_latent, out + row * out_stride);
+  }
 }

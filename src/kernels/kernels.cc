@@ -76,6 +76,10 @@ int64_t AttentionScratchBytes(int latent, int rope) {
   return AttentionScratch(latent, rope).size_bytes();
 }
 
+int64_t AttentionPartBytes(int latent) {
+  return AttentionPart::SizeBytes(latent);
+}
+
 Result<const Kernels*> ForIsa(Isa isa) {
   if (const std::string missing = Missing(isa); !missing.empty()) {
     return Invalid("instruction set '{}' is not there: this CPU lacks {}", IsaName(isa), missing);

@@ -154,9 +154,18 @@ struct AttentionTile {
   int rope = 0;    // p, even
   float softmax_scale = 0;
   int width() const { return latent + rope; }
+  int num_blocks() const {  // that any row sees
+    int positions = 0;
+    for (int row = 0; row < num_rows; ++row) {
+      positions = positions > num_visible[row] ? positions : num_visible[row];
+    }
+    return (positions + kAttentionBlock - 1) / kAttentionBlock;
+  }
 };
-// Bytes of scratch that Attention needs for a tile, 64-byte aligned.
+// Bytes of scratch that attention of a tile needs, and of the part that one block of it gives; both 64-byte
+// aligned.
 int64_t AttentionScratchBytes(int latent, int rope);
+int64_t AttentionPartBytes(int latent);
 
 inline constexpr int kMaxBlock = 256;  // values per block of `max`
 inline int NumMaxBlocks(int n) {
@@ -245,6 +254,13 @@ struct Kernels {
   // probabilities. No position is read that no row sees.
   bool (*attention)(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_stride,
                     uint64_t* bad_rows);
+  // The same in two steps, so that threads share a tile with many blocks: each of its num_blocks() blocks
+  // gives a part; then the parts of a tile, AttentionPartBytes apart in the order of blocks, are merged for
+  // rows [row_begin, row_end), to out[row]. The first part is overwritten. Where a block gives false (a
+  // visible score is not finite), `attention` has to answer for the tile.
+  bool (*attention_block)(const AttentionTile& tile, int block, void* scratch, void* part);
+  void (*attention_merge)(const AttentionTile& tile, void* parts, int row_begin, int row_end, Bf16* out,
+                          int64_t out_stride);
 };
 
 // The table of one instruction set. kInvalid, naming both, when the CPU lacks it. AVX2 and the scalar

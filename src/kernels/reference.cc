@@ -332,13 +332,6 @@ const Bf16* CacheRow(const LatentPages& pages, int position) {
          position % pages.block_size * pages.row_stride;
 }
 
-// One row of one tile while its blocks are merged. o points at `latent` floats.
-struct RowState {
-  float m = 0;
-  float l = 0;
-  float* o = nullptr;
-};
-
 // The scores and probabilities of one canonical block for one row: positions [begin, begin + count).
 struct BlockScores {
   float m = 0;
@@ -382,38 +375,73 @@ float BlockOutput(const AttentionTile& tile, const BlockScores& block, int begin
   return acc + 0.0f;
 }
 
-void MergeBlock(const AttentionTile& tile, const BlockScores& block, int begin, int count, RowState* state) {
-  if (begin == 0) {
-    state->m = block.m;
-    state->l = block.l;
-    for (int d = 0; d < tile.latent; ++d) state->o[d] = BlockOutput(tile, block, begin, count, d);
-    return;
-  }
-  const float m = state->m > block.m ? state->m : block.m;
-  const float a = Exp(state->m - m);
-  const float b = Exp(block.m - m);
+// One block of one row into its place in `part`.
+bool AttendRow(const AttentionTile& tile, int row, int begin, const AttentionPart& part) {
+  const int count = Least(tile.num_visible[row] - begin, kAttentionBlock);
+  BlockScores block;
+  ScoreBlock(tile, row, begin, count, &block);
+  part.m[row] = block.m;
+  part.l[row] = block.l;
+  float* output = part.output + int64_t{row} * AttentionPart::Pad(tile.latent);
+  for (int d = 0; d < tile.latent; ++d) output[d] = BlockOutput(tile, block, begin, count, d);
+  return block.finite;
+}
+
+// Merges a later block of one row onto `onto`, what is merged below it.
+void MergeRow(const AttentionTile& tile, int row, const AttentionPart& onto, const AttentionPart& block) {
+  const float m = onto.m[row] > block.m[row] ? onto.m[row] : block.m[row];
+  const float a = Exp(onto.m[row] - m);
+  const float b = Exp(block.m[row] - m);
+  const int64_t at = int64_t{row} * AttentionPart::Pad(tile.latent);
   for (int d = 0; d < tile.latent; ++d) {
-    state->o[d] = Fma(BlockOutput(tile, block, begin, count, d), b, state->o[d] * a);
+    onto.output[at + d] = Fma(block.output[at + d], b, onto.output[at + d] * a);
   }
-  state->l = Fma(block.l, b, state->l * a);
-  state->m = m;
+  onto.l[row] = Fma(block.l[row], b, onto.l[row] * a);
+  onto.m[row] = m;
+}
+
+void FinishRow(const AttentionTile& tile, int row, const AttentionPart& merged, Bf16* out) {
+  const float* output = merged.output + int64_t{row} * AttentionPart::Pad(tile.latent);
+  for (int d = 0; d < tile.latent; ++d) out[d] = ToBf16(output[d] / merged.l[row]);
 }
 
 bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_stride, uint64_t* bad_rows) {
+  const AttentionPart merged(scratch, tile.latent);
+  const AttentionPart next(static_cast<std::byte*>(scratch) + AttentionPart::SizeBytes(tile.latent),
+                           tile.latent);
   uint64_t bad = 0;
   for (int row = 0; row < tile.num_rows; ++row) {
-    RowState state = {.o = static_cast<float*>(scratch)};
     for (int begin = 0; begin < tile.num_visible[row]; begin += kAttentionBlock) {
-      const int count = Least(tile.num_visible[row] - begin, kAttentionBlock);
-      BlockScores block;
-      ScoreBlock(tile, row, begin, count, &block);
-      if (!block.finite) bad |= uint64_t{1} << row;
-      MergeBlock(tile, block, begin, count, &state);
+      if (!AttendRow(tile, row, begin, begin == 0 ? merged : next)) bad |= uint64_t{1} << row;
+      if (begin > 0) MergeRow(tile, row, merged, next);
     }
-    for (int d = 0; d < tile.latent; ++d) out[row * out_stride + d] = ToBf16(state.o[d] / state.l);
+    FinishRow(tile, row, merged, out + row * out_stride);
   }
   if (bad_rows != nullptr) *bad_rows = bad;
   return bad == 0;
+}
+
+bool AttentionBlock(const AttentionTile& tile, int block, void* scratch, void* part) {
+  bool finite = true;
+  for (int row = 0; row < tile.num_rows; ++row) {
+    if (tile.num_visible[row] <= block * kAttentionBlock) continue;
+    if (!AttendRow(tile, row, block * kAttentionBlock, AttentionPart(part, tile.latent))) finite = false;
+  }
+  return finite;
+}
+
+void MergeAttention(const AttentionTile& tile, void* parts, int row_begin, int row_end, Bf16* out,
+                    int64_t out_stride) {
+  const auto part = [&](int block) {
+    return AttentionPart(static_cast<std::byte*>(parts) + block * AttentionPart::SizeBytes(tile.latent),
+                         tile.latent);
+  };
+  for (int row = row_begin; row < row_end; ++row) {
+    for (int block = 1; block * kAttentionBlock < tile.num_visible[row]; ++block) {
+      MergeRow(tile, row, part(0), part(block));
+    }
+    FinishRow(tile, row, part(0), out + row * out_stride);
+  }
 }
 
 }  // namespace
@@ -465,6 +493,8 @@ const Kernels kScalarTable = {
     .gemm_bf16_fixed = reference::GemmBf16Fixed,
     .gemm_float = reference::GemmFloat,
     .attention = reference::Attention,
+    .attention_block = reference::AttentionBlock,
+    .attention_merge = reference::MergeAttention,
 };
 
 }  // namespace tessera::kernels

@@ -16,7 +16,7 @@ constexpr int kChainPanels = 1;     // panels of that block
 constexpr int kLonePanels = 2;      // of a block of one row: four chains hide the latency
 constexpr int kScorePositions = 6;  // attention scores: positions x kScoreVectors of query rows
 constexpr int kScoreVectors = 2;
-constexpr int kValueRows = 4;  // attention output: rows x kValueVectors of the latent
+constexpr int kValueRows = 6;  // attention output: rows x kValueVectors of the latent
 constexpr int kValueVectors = 2;
 
 // ---- Integers
@@ -177,9 +177,23 @@ TESSERA_INLINE F LoadBf16(const Bf16* at, int count) {
   for (int i = 0; i < count; ++i) part[i] = at[i];
   return LoadBf16(part);
 }
-// Two neighbouring values per lane, offsets[lane] values from `at` on.
-TESSERA_INLINE I GatherWords(const Bf16* at, I offsets) {
-  return _mm256_i32gather_epi32(reinterpret_cast<const int32_t*>(at), offsets, 2);
+// Four words (two values each) of every row from value `offset` on: columns[i] holds word i of rows[lane].
+TESSERA_INLINE void LoadColumns(const Bf16* const* rows, int64_t offset, I* columns) {
+  I quads[4];
+  TESSERA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    quads[i] = _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[i] + offset)));
+    const auto* upper = reinterpret_cast<const __m128i*>(rows[4 + i] + offset);
+    quads[i] = _mm256_inserti128_si256(quads[i], _mm_loadu_si128(upper), 1);
+  }
+  const I low01 = _mm256_unpacklo_epi32(quads[0], quads[1]);
+  const I low23 = _mm256_unpacklo_epi32(quads[2], quads[3]);
+  const I high01 = _mm256_unpackhi_epi32(quads[0], quads[1]);
+  const I high23 = _mm256_unpackhi_epi32(quads[2], quads[3]);
+  columns[0] = _mm256_unpacklo_epi64(low01, low23);
+  columns[1] = _mm256_unpackhi_epi64(low01, low23);
+  columns[2] = _mm256_unpacklo_epi64(high01, high23);
+  columns[3] = _mm256_unpackhi_epi64(high01, high23);
 }
 // bf16 in the low half of each lane, the high half zero. NaN stays NaN, denormals become zeros.
 TESSERA_INLINE I RoundBf16(F x) {

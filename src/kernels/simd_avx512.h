@@ -13,8 +13,8 @@ constexpr int kChainPanels = 2;     // panels of that block
 constexpr int kLonePanels = 2;      // of a block of one row: more would be more streams from memory
 constexpr int kScorePositions = 6;  // attention scores: positions x kScoreVectors of query rows
 constexpr int kScoreVectors = 4;
-constexpr int kValueRows = 4;  // attention output: rows x kValueVectors of the latent
-constexpr int kValueVectors = 4;
+constexpr int kValueRows = 8;  // attention output: rows x kValueVectors of the latent
+constexpr int kValueVectors = 2;
 
 // ---- Integers
 
@@ -164,9 +164,27 @@ TESSERA_INLINE F LoadBf16(const Bf16* at, int count) {
   if (count >= kLanes) return LoadBf16(at);
   return AsF(ShiftLeft<16>(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(FirstLanes(count), at))));
 }
-// Two neighbouring values per lane, offsets[lane] values from `at` on.
-TESSERA_INLINE I GatherWords(const Bf16* at, I offsets) {
-  return _mm512_i32gather_epi32(offsets, at, 2);
+// Four words (two values each) of every row from value `offset` on: columns[i] holds word i of rows[lane].
+TESSERA_INLINE void LoadColumns(const Bf16* const* rows, int64_t offset, I* columns) {
+  I quads[4];
+  TESSERA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const auto quad = [&](int row) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset));
+    };
+    quads[i] = _mm512_castsi128_si512(quad(i));
+    quads[i] = _mm512_inserti32x4(quads[i], quad(4 + i), 1);
+    quads[i] = _mm512_inserti32x4(quads[i], quad(8 + i), 2);
+    quads[i] = _mm512_inserti32x4(quads[i], quad(12 + i), 3);
+  }
+  const I low01 = _mm512_unpacklo_epi32(quads[0], quads[1]);
+  const I low23 = _mm512_unpacklo_epi32(quads[2], quads[3]);
+  const I high01 = _mm512_unpackhi_epi32(quads[0], quads[1]);
+  const I high23 = _mm512_unpackhi_epi32(quads[2], quads[3]);
+  columns[0] = _mm512_unpacklo_epi64(low01, low23);
+  columns[1] = _mm512_unpackhi_epi64(low01, low23);
+  columns[2] = _mm512_unpacklo_epi64(high01, high23);
+  columns[3] = _mm512_unpackhi_epi64(high01, high23);
 }
 // bf16 in the low half of each lane, the high half zero. NaN stays NaN, denormals become zeros.
 TESSERA_INLINE I RoundBf16(F x) {

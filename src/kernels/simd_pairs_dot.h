@@ -24,6 +24,7 @@ struct LanePairOp {
   using Element = Bf16;
   using Operand = I;
   static constexpr int kPhases = 1;
+  static constexpr int kPairBytes = 4;  // in one lane
   template <class T>
   static TESSERA_INLINE T* At(T* pairs, int lane) {
     return pairs + lane * 2;
@@ -48,7 +49,9 @@ struct LanePairOp {
   // pairs of their columns.
   static TESSERA_INLINE const Bf16* Key(const Bf16* row, int width, Bf16* room) { return row; }
   static TESSERA_INLINE void LayOut(const Bf16* even, const Bf16* odd, int width, int64_t n, Bf16* pairs) {
-    for (int i = 0; i < width; i += kLanes)
-      Store(pairs + i * 2, n, AsI(LoadBf16(even + i)), AsI(LoadBf16(odd + i)));
+    for (int i = 0; i < width; i += kLanes) {
+      const I low = ShiftRight<16>(AsI(LoadBf16(even + i)));
+      StoreWords(pairs + i * 2, n, OrI(low, AsI(LoadBf16(odd + i))));
+    }
   }
 };

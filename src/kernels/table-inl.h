@@ -25,5 +25,7 @@ constexpr Kernels TableFor(Isa isa) {
       .gemm_bf16_fixed = GemmBf16Fixed,
       .gemm_float = GemmFloat,
       .attention = Attention,
+      .attention_block = AttentionBlock,
+      .attention_merge = MergeAttention,
   };
 }

@@ -11,32 +11,53 @@ extern const Kernels kAvx2Table;
 extern const Kernels kAvx512Table;
 extern const Kernels kAvx512Bf16Table;
 
-// Where Attention keeps its parts, in bytes from the start of the scratch: the same for every instruction
-// set. Query rows lie in vector lanes and are padded to kAttentionRows. Pairs are bf16 words or two fp32
-// values, as the instruction set wants them: there is room for fp32.
-struct AttentionScratch {
-  static constexpr int kTilePositions = 48;  // cache positions whose rows are laid out at a time
+// What a block of a tile gives before it is merged, in memory of SizeBytes: output [row][padded latent], then
+// maximum and sum of each row; rows are padded to kAttentionRows.
+struct AttentionPart {
+  AttentionPart(void* at, int latent)
+      : output(static_cast<float*>(at)),
+        m(output + int64_t{kAttentionRows} * Pad(latent)),
+        l(m + kAttentionRows) {}
+  static int Pad(int latent) { return (latent + 15) / 16 * 16; }
+  static int64_t SizeBytes(int latent) { return int64_t{kAttentionRows} * (Pad(latent) + 2) * 4; }
 
-  AttentionScratch(int latent, int rope)
-      : padded_latent((latent + 15) / 16 * 16),
+  float* output;
+  float* m;
+  float* l;
+};
+
+// Where Attention keeps what it works on, in bytes from the start of the scratch: the same for every
+// instruction set. Query rows lie in vector lanes and are padded to kAttentionRows. Pairs are bf16 words or
+// two fp32 values, as the instruction set wants them: there is room for fp32.
+struct AttentionScratch {
+  static constexpr int kTilePositions = 48;                  // whose keys are laid out at a time
+  static constexpr int kPaddedBlock = kAttentionBlock + 16;  // positions: groups of them are whole
+  static constexpr int kPanelBytes = 18 * 1024;              // of the 32 KiB of L1, for what stays there
+  static constexpr int kSlabBytes = 200 * 1024;  // of the values that are laid out at a time: of L2
+
+  AttentionScratch(int the_latent, int rope)
+      : latent(the_latent),
+        padded_latent(AttentionPart::Pad(latent)),
         padded_width((latent + rope + 15) / 16 * 16),
         query_pairs((latent + rope) / 2) {}
 
+  int latent;
   int padded_latent;
   int padded_width;
   int query_pairs;
-  // [pair][row] pairs
+  // [panel of rows][pair][row] pairs
   int64_t queries() const { return 0; }
-  // [row vector][position][lane] fp32
+  // [row vector][position][lane] fp32, then probabilities
   int64_t scores() const { return queries() + int64_t{query_pairs} * kAttentionRows * 8; }
-  // [row vector][position / 2][lane] pairs
-  int64_t probabilities() const { return scores() + int64_t{kAttentionBlock} * kAttentionRows * 4; }
-  // keys: [position][padded_width]; values: [position / 2][padded_width] pairs
-  int64_t rows() const { return probabilities() + int64_t{kAttentionBlock} * kAttentionRows * 4; }
-  // [row][padded_latent] fp32: of the block, and merged over blocks
-  int64_t block_output() const { return rows() + int64_t{kTilePositions} * padded_width * 4; }
-  int64_t output() const { return block_output() + int64_t{kAttentionRows} * padded_latent * 4; }
-  int64_t size_bytes() const { return output() + int64_t{kAttentionRows} * padded_latent * 4; }
+  // keys: [position][padded_width]; values: [position / 2][column] pairs
+  int64_t rows() const { return scores() + int64_t{kPaddedBlock} * kAttentionRows * 4; }
+  // The parts: of a block, and merged over blocks.
+  int64_t block() const { return rows() + (KeyBytes() > kSlabBytes ? KeyBytes() : kSlabBytes); }
+  int64_t merged() const { return block() + AttentionPart::SizeBytes(latent); }
+  int64_t size_bytes() const { return merged() + AttentionPart::SizeBytes(latent); }
+
+ private:
+  int64_t KeyBytes() const { return int64_t{kTilePositions} * padded_width * 4; }
 };
 
 // exp and log by the canonical polynomials, one value at a time (reference.cc; the CPU has FMA).

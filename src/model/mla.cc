@@ -1,10 +1,6 @@
 // The attention half of a layer in named stages; each is one loop over threads.
 #include "model/mla.h"
 
-#include <bit>
-
-#include "base/check.h"
-
 namespace tessera {
 namespace {
 
@@ -23,12 +19,8 @@ Mla::Mla(const ModelConfig& config, const Peers& peers, const RotaryTables& rota
       threads_(threads),
       scratch_width_(2 * std::max({config.hidden_size, config.q_lora_rank, config.kv_lora_rank,
                                    heads_ * config.v_head_dim})),
-      scratch_(scratch_width_ * threads.num_threads()) {
-  const int64_t bytes = kernels::AttentionScratchBytes(config.kv_lora_rank, config.qk_rope_head_dim);
-  auto arena = Arena::Allocate((bytes + 64) * threads.num_threads());
-  CHECK(arena.has_value());
-  attention_scratch_ = std::move(*arena);
-}
+      attention_(config, heads_, rotary.softmax_scale, kernels, threads),
+      scratch_(scratch_width_ * threads.num_threads()) {}
 
 int64_t Mla::WorkspaceBytes(const ModelConfig& c, int num_tokens, int num_threads) {
   const int64_t block = std::min(num_tokens, kTokenBlock);
@@ -36,7 +28,7 @@ int64_t Mla::WorkspaceBytes(const ModelConfig& c, int num_tokens, int num_thread
   const int64_t per_head =
       2 * c.qk_head_dim() + 2 * c.latent_width() + 2 * c.kv_lora_rank + 3 * c.v_head_dim + 4;
   return num_tokens * per_token + block * (c.num_heads * per_head + int64_t{8} * c.hidden_size) +
-         num_threads * kernels::AttentionScratchBytes(c.kv_lora_rank, c.qk_rope_head_dim);
+         LatentAttention::WorkspaceBytes(c, num_threads);
 }
 
 Status Mla::Run(int layer, const LayerWeights& weights, const Batch& batch, bool scatter, KvCache& cache,
@@ -166,62 +158,13 @@ void Mla::MakeQueries(const LayerWeights& weights, const Batch& batch, int first
   });
 }
 
-// Tiles of query rows (token, head), token-major, never across sequences.
 void Mla::Attend(int layer, const Batch& batch, const KvCache& cache, int first, int count,
                  RowFailures& failures) {
-  struct Tile {
-    int row, num_rows;  // row = (token - first) * heads + head
-    const int32_t* blocks;
-  };
-  const int heads = heads_;
-  const int latent = config_.kv_lora_rank;
-  std::vector<Tile> tiles;
-  int64_t macs = 0;
-  Grow(num_visible_, int64_t{count} * heads);
-  for (int t = 0; t < count;) {
-    const int sequence = batch.sequence[first + t];
-    int end = t;
-    for (; end < count && batch.sequence[first + end] == sequence; ++end) {
-      const int visible = batch.position[first + end] + 1;
-      std::fill_n(num_visible_.begin() + int64_t{end} * heads, heads, visible);
-      macs += int64_t{visible} * heads * (config_.latent_width() + latent) * 2;
-    }
-    const int32_t* blocks = batch.BlockIds(batch.step.sequences[sequence]);
-    for (int row = t * heads; row < end * heads; row += kernels::kAttentionRows) {
-      tiles.push_back({row, std::min(kernels::kAttentionRows, end * heads - row), blocks});
-    }
-    t = end;
-  }
-
-  Grow(mixed_, int64_t{count} * heads * latent);
-  const int64_t scratch_bytes =
-      (kernels::AttentionScratchBytes(latent, config_.qk_rope_head_dim) + 63) / 64 * 64;
-  std::vector<uint64_t> bad_rows(tiles.size(), 0);
-  const int num_tiles = static_cast<int>(tiles.size());
-  const int tasks = macs < 200'000 ? 1 : num_tiles;
-  threads_.ParallelFor(tasks, [&](int task, int thread) {
-    const auto [begin, end] = SliceOf(num_tiles, tasks, task);
-    for (int i = begin; i < end; ++i) {
-      const Tile& tile = tiles[i];
-      const kernels::AttentionTile in{
-          .queries = {queries_.data() + int64_t{tile.row} * config_.latent_width(), config_.latent_width()},
-          .num_rows = tile.num_rows,
-          .num_visible = num_visible_.data() + tile.row,
-          .pages = cache.Pages(layer, tile.blocks),
-          .latent = latent,
-          .rope = config_.qk_rope_head_dim,
-          .softmax_scale = rotary_.softmax_scale};
-      kernels_.attention(in, attention_scratch_.data() + thread * scratch_bytes,
-                         mixed_.data() + int64_t{tile.row} * latent, latent, &bad_rows[i]);
-    }
-  });
+  Grow(mixed_, int64_t{count} * heads_ * config_.kv_lora_rank);
   sums_.Clear(count, config_.hidden_size, threads_.num_threads());
-  for (size_t i = 0; i < tiles.size(); ++i) {
-    for (uint64_t bad = bad_rows[i]; bad != 0; bad &= bad - 1) {
-      const int t = (tiles[i].row + std::countr_zero(bad)) / heads;
-      failures.Mark(first + t, layer, Operation::kAttentionScore);
-      sums_.Flag(t, Operation::kAttentionScore);
-    }
+  for (const int t : attention_.Run(layer, batch, first, count, cache, queries_.data(), mixed_.data())) {
+    failures.Mark(first + t, layer, Operation::kAttentionScore);
+    sums_.Flag(t, Operation::kAttentionScore);
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "model/attention.h"
 #include "model/batch.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
@@ -56,10 +57,9 @@ class Mla {
   std::vector<kernels::Bf16> queries_;     // [token of block][head][latent | rope]: absorbed
   std::vector<kernels::Bf16> mixed_;       // [token of block][head][latent]
   std::vector<kernels::Bf16> values_;      // [token of block][head][v]
-  std::vector<int32_t> num_visible_;       // [token of block][head]
   FixedSums sums_;
+  LatentAttention attention_;
   std::vector<float> scratch_;
-  Arena attention_scratch_;
 };
 
 }  // namespace tessera
