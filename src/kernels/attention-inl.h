@@ -116,13 +116,15 @@ template <int kRows, int kVectors, int kStep, int kInputLanes>
 TESSERA_NOINLINE void RunPairs(const PairBlock& block) {
   F sum[kRows][kVectors];
   const LanePairOp::Element* inputs[kRows];
+  float* const sums = block.sums;
+  const int64_t row_stride = block.row_stride;
+  const int64_t vector_stride = block.vector_stride;
   TESSERA_UNROLL
   for (int i = 0; i < kRows; ++i) {
     inputs[i] = block.inputs[i];
     TESSERA_UNROLL
     for (int j = 0; j < kVectors; ++j) {
-      const float* at = block.sums + i * block.row_stride + j * block.vector_stride;
-      sum[i][j] = block.first ? SetF(0.0f) : LoadF(at);
+      sum[i][j] = block.first ? SetF(0.0f) : LoadF(sums + i * row_stride + j * vector_stride);
     }
   }
   constexpr int kColumns = kVectors * kLanes;
@@ -147,8 +149,7 @@ TESSERA_NOINLINE void RunPairs(const PairBlock& block) {
   for (int i = 0; i < kRows; ++i) {
     TESSERA_UNROLL
     for (int j = 0; j < kVectors; ++j) {
-      float* at = block.sums + i * block.row_stride + j * block.vector_stride;
-      StoreF(at, Fma(sum[i][j], scale, SetF(0.0f)));
+      StoreF(sums + i * row_stride + j * vector_stride, Fma(sum[i][j], scale, SetF(0.0f)));
     }
   }
 }
