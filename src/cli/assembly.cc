@@ -163,7 +163,7 @@ Status Assembly::LoadAlone(const EngineFlags& flags) {
   ASSIGN_OR_RETURN(const kernels::Kernels* const kernels, kernels::Choose(ForcedIsa()));
   ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(flags.model, config, plan.quantization));
   const int available = AvailableCores();
-  const int num_threads = flags.threads > 0 ? static_cast<int>(flags.threads) : available;
+  num_threads = flags.threads > 0 ? static_cast<int>(flags.threads) : available;
   // Pinned where it takes every core: with fewer threads another process may take the same ones.
   std::vector<int> cores = AllowedCores();
   if (cores.size() != static_cast<size_t>(num_threads)) cores.clear();
@@ -178,7 +178,6 @@ Status Assembly::LoadAlone(const EngineFlags& flags) {
   lines.push_back(Format("model {} ({}, {} layers, {} of weights)", flags.model, checkpoint.description(),
                          config.num_layers, BytesText(alone_.weights.size_bytes)));
   isa = kernels::IsaName(kernels->isa);
-  num_threads = alone_.threads->num_threads();
   lines.push_back(
       Format("numerics {}, instruction set {}, {} threads", kernels::kNumerics, isa, num_threads));
   return {};
