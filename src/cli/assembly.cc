@@ -221,8 +221,8 @@ Status Assembly::LoadFleet(const EngineFlags& flags, const Wishes& wishes) {
                          config.num_layers, BytesText(weight_bytes), plan.degrees.world(),
                          DegreesText(plan.degrees)));
   isa = fleet->loaded()[0].isa;
-  num_threads =
-      flags.threads > 0 ? static_cast<int>(flags.threads) : std::max(1, AvailableCores() / plan.local.count);
+  const int here = std::max(1, plan.local.count);  // a head may have no ranks of its own
+  num_threads = flags.threads > 0 ? static_cast<int>(flags.threads) : std::max(1, AvailableCores() / here);
   lines.push_back(Format("numerics {}, instruction set {} on rank 0", kernels::kNumerics, isa));
   executor_ = std::move(fleet);
   return {};
