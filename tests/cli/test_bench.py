@@ -39,9 +39,9 @@ def test_bench_serve_closed_loop(tiny, tmp_path):
     assert result["total_token_throughput"] == pytest.approx(144 / result["duration"])
     assert result["output_throughput"] == pytest.approx(48 / result["duration"])
     for metric in ("ttft", "tpot", "itl", "e2el"):
-        for key in ("mean", "median", "p99"):
-            assert result[f"{key}_{metric}_ms"] > 0
-        assert result[f"std_{metric}_ms"] >= 0
+        assert result[f"mean_{metric}_ms"] > 0
+        # Tokens that arrive together have no time between them.
+        assert all(result[f"{key}_{metric}_ms"] >= 0 for key in ("median", "p99", "std"))
     assert "itls" not in result
 
 
