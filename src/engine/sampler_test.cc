@@ -45,7 +45,7 @@ class NaiveSampler {
     float total = Sum64(p);
     std::vector<int32_t> order(n);
     std::iota(order.begin(), order.end(), 0);
-    std::ranges::stable_sort(order, [&](int32_t a, int32_t b) { return y_[a] > y_[b]; });
+    std::ranges::sort(order, [&](int32_t a, int32_t b) { return y_[a] != y_[b] ? y_[a] > y_[b] : a < b; });
     std::erase_if(order, [&](int32_t id) { return y_[id] == kMinusInfinity; });
     if (row_.top_k > 0 && row_.top_k < n) {
       if (order.size() > static_cast<size_t>(row_.top_k)) order.resize(row_.top_k);
