@@ -77,6 +77,7 @@ Status Measure(const ThreadFlags& o) {
   for (const int count : counts) {
     for (const bool pinned : {false, true}) {
       if (pinned && cores.size() < static_cast<size_t>(count)) continue;
+      PinThread(pinned ? std::span(cores).first(1) : std::span(cores));
       ThreadPool pool(count, pinned, pinned ? std::span(cores) : std::span<const int>());
       const double work = TimeOfLoop(pool, 1);
       const double loop = TimeOfLoop(pool, count) - work;
