@@ -71,10 +71,10 @@ inline void PackQueries(AttentionPass& pass) {
         for (int lane = 0; lane < kLanes; ++lane) {
           if (words == 4) break;
           for (int i = 0; i < words * 2; ++i) rest[lane][i] = rows[lane][pair * 2 + i];
-          rows[lane] = rest[lane] - pair * 2;
+          rows[lane] = rest[lane];
         }
         I columns[4];
-        LoadColumns(rows, pair * 2, columns);
+        LoadColumns(rows, words == 4 ? pair * 2 : 0, columns);
         for (int i = 0; i < words; ++i, to += n * 2) LanePairOp::StoreWords(to, n, columns[i]);
       }
     }
