@@ -221,8 +221,7 @@ Status Assembly::LoadFleet(const EngineFlags& flags, const Wishes& wishes) {
                          config.num_layers, BytesText(weight_bytes), plan.degrees.world(),
                          DegreesText(plan.degrees)));
   isa = fleet->loaded()[0].isa;
-  const int here = std::max(1, plan.local.count);  // a head may have no ranks of its own
-  num_threads = flags.threads > 0 ? static_cast<int>(flags.threads) : std::max(1, AvailableCores() / here);
+  num_threads = ThreadsPerRank(static_cast<int>(flags.threads), plan.local.count);
   lines.push_back(Format("numerics {}, instruction set {} on rank 0", kernels::kNumerics, isa));
   executor_ = std::move(fleet);
   return {};

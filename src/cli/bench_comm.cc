@@ -241,17 +241,7 @@ Status RunAll(const CommFlags& o) {
 
 int RunBenchComm(std::span<const std::string> arguments) {
   CommFlags options;
-  const FlagTable table = CommTable(options);
-  const std::string help = HelpText(table);
-  const auto parsed = ParseFlags(table, arguments);
-  if (parsed && parsed->help) {
-    fmt::print("{}", help);
-    return 0;
-  }
-  const Status status = parsed ? RunAll(options) : Status(std::unexpected(parsed.error()));
-  if (status) return 0;
-  fmt::print(stderr, "{}: {}\n", table.command, status.error().message);
-  return status.error().kind == ErrorKind::kInvalid ? 2 : 1;
+  return RunCommand(CommTable(options), arguments, [&](const ParsedFlags&) { return RunAll(options); });
 }
 
 }  // namespace tessera::cli

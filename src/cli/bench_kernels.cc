@@ -206,17 +206,7 @@ Status Measure(const KernelFlags& flags) {
 
 int RunBenchKernels(std::span<const std::string> arguments) {
   KernelFlags flags;
-  const FlagTable table = KernelTable(flags);
-  const std::string help = HelpText(table);
-  const auto parsed = ParseFlags(table, arguments);
-  if (parsed && parsed->help) {
-    fmt::print("{}", help);
-    return 0;
-  }
-  const Status status = parsed ? Measure(flags) : Status(std::unexpected(parsed.error()));
-  if (status) return 0;
-  fmt::print(stderr, "{}: {}\n", table.command, status.error().message);
-  return status.error().kind == ErrorKind::kInvalid ? 2 : 1;
+  return RunCommand(KernelTable(flags), arguments, [&](const ParsedFlags&) { return Measure(flags); });
 }
 
 }  // namespace tessera::cli

@@ -538,19 +538,10 @@ Status RunLoad(const LoadFlags& o) {
 
 int RunBenchServe(std::span<const std::string> arguments) {
   LoadFlags options;
-  const FlagTable table = LoadTable(options);
-  const std::string help = HelpText(table);
-  const auto parsed = ParseFlags(table, arguments);
-  if (parsed && parsed->help) {
-    fmt::print("{}", help);
-    return 0;
-  }
-  if (parsed) options.given = parsed->given;
-  const Status status = parsed ? RunLoad(options) : Status(std::unexpected(parsed.error()));
-  if (status) return 0;
-  std::fflush(stdout);
-  fmt::print(stderr, "tessera bench serve: {}\n", status.error().message);
-  return status.error().kind == ErrorKind::kInvalid ? 2 : 1;
+  return RunCommand(LoadTable(options), arguments, [&](const ParsedFlags& parsed) {
+    options.given = parsed.given;
+    return RunLoad(options);
+  });
 }
 
 }  // namespace tessera::cli

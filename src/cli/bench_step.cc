@@ -124,25 +124,14 @@ Status Measure(const StepFlags& o) {
 
 int RunBenchStep(std::span<const std::string> arguments) {
   StepFlags options;
-  const FlagTable table = StepTable(options);
-  const std::string help = HelpText(table);
-  auto parsed = ParseFlags(table, arguments);
-  if (parsed && parsed->help) {
-    fmt::print("{}", help);
-    return 0;
-  }
-  Status status =
-      parsed ? CheckEngineFlags(options.serve.engine, *parsed) : Status(std::unexpected(parsed.error()));
-  if (status) {
+  return RunCommand(StepTable(options), arguments, [&](ParsedFlags& parsed) -> Status {
+    RETURN_IF_ERROR(CheckEngineFlags(options.serve.engine, parsed));
     SetLogLevel(LogLevel::kWarning);
     // The buffers need only hold what is measured.
-    if (!parsed->Has("max-model-len"))
+    if (!parsed.Has("max-model-len"))
       options.serve.engine.max_model_len = options.context_len + options.num_tokens + 1;
-    status = Measure(options);
-    if (status) return 0;
-  }
-  fmt::print(stderr, "{}: {}\n", table.command, status.error().message);
-  return status.error().kind == ErrorKind::kInvalid ? 2 : 1;
+    return Measure(options);
+  });
 }
 
 }  // namespace tessera::cli

@@ -175,23 +175,8 @@ Status Complete(const TalkOptions& o) {
 
 int Run(std::span<const std::string> arguments, bool chat) {
   TalkOptions options;
-  const FlagTable table = TalkTable(options, chat);
-  const std::string help = HelpText(table);
-  const auto parsed = ParseFlags(table, arguments);
-  if (!parsed) {
-    fmt::print(stderr, "{}: {}\n", table.command, parsed.error().message);
-    return 2;
-  }
-  if (parsed->help) {
-    fmt::print("{}", help);
-    return 0;
-  }
-  if (const Status status = chat ? Chat(options) : Complete(options); !status) {
-    std::fflush(stdout);
-    fmt::print(stderr, "{}: {}\n", table.command, status.error().message);
-    return status.error().kind == ErrorKind::kInvalid ? 2 : 1;
-  }
-  return 0;
+  return RunCommand(TalkTable(options, chat), arguments,
+                    [&](const ParsedFlags&) { return chat ? Chat(options) : Complete(options); });
 }
 
 }  // namespace

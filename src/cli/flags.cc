@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 
 #include "base/check.h"
 #include "base/format.h"
@@ -426,6 +427,21 @@ std::string HelpText(const FlagTable& table) {
     AppendWrapped(out, *names, 2, 108);
   }
   return out;
+}
+
+int RunCommand(const FlagTable& table, std::span<const std::string> arguments,
+               const std::function<Status(ParsedFlags& parsed)>& run) {
+  const std::string help = HelpText(table);  // before the targets change: it shows the defaults
+  auto parsed = ParseFlags(table, arguments);
+  if (parsed && parsed->help) {
+    fmt::print("{}", help);
+    return 0;
+  }
+  const Status status = parsed ? run(*parsed) : Status(std::unexpected(parsed.error()));
+  if (status) return 0;
+  std::fflush(stdout);
+  fmt::print(stderr, "{}: {}\n", table.command, status.error().message);
+  return status.error().kind == ErrorKind::kInvalid ? 2 : 1;
 }
 
 }  // namespace tessera::cli

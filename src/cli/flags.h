@@ -88,6 +88,11 @@ Result<ParsedFlags> ParseFlags(const FlagTable& table, std::span<const std::stri
 // --help: grouped, with defaults.
 std::string HelpText(const FlagTable& table);
 
+// A whole subcommand: prints --help, or calls `run` with what was given, and prints its error behind the
+// command's name. Returns the exit code: 0; 2 where the command line or what it names is invalid; else 1.
+int RunCommand(const FlagTable& table, std::span<const std::string> arguments,
+               const std::function<Status(ParsedFlags& parsed)>& run);
+
 // A count with an optional suffix. kInvalid without the name of the flag.
 Result<int64_t> ParseCount(std::string_view text, bool suffixes);
 

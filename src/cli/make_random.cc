@@ -92,19 +92,10 @@ Status Write(const RandomFlags& o) {
 
 int RunMakeRandom(std::span<const std::string> arguments) {
   RandomFlags options;
-  const FlagTable table = Table(options);
-  const std::string help = HelpText(table);
-  const auto parsed = ParseFlags(table, arguments);
-  if (parsed && parsed->help) {
-    fmt::print("{}", help);
-    return 0;
-  }
-  const Status status = !parsed                  ? Status(std::unexpected(parsed.error()))
-                        : options.folder.empty() ? Status(Invalid("no folder: `tessera make-random DIR`"))
-                                                 : Write(options);
-  if (status) return 0;
-  fmt::print(stderr, "tessera make-random: {}\n", status.error().message);
-  return status.error().kind == ErrorKind::kInvalid ? 2 : 1;
+  return RunCommand(Table(options), arguments, [&](const ParsedFlags&) -> Status {
+    if (options.folder.empty()) return Invalid("no folder: `tessera make-random DIR`");
+    return Write(options);
+  });
 }
 
 }  // namespace tessera::cli

@@ -38,13 +38,16 @@ std::string RanksText(NodeRanks ranks) {
 
 }  // namespace
 
+int ThreadsPerRank(int threads_flag, int num_local) {
+  return threads_flag > 0 ? threads_flag : std::max(1, AvailableCores() / std::max(1, num_local));
+}
+
 void SetLocalPart(RankSetup& setup, int local_rank, int num_local, int threads_flag) {
   setup.local_rank = local_rank;
   setup.num_local = num_local;
-  const int available = AvailableCores();
-  setup.threads = threads_flag > 0 ? threads_flag : std::max(1, available / num_local);
+  setup.threads = ThreadsPerRank(threads_flag, num_local);
   setup.cores.clear();
-  if (setup.threads * num_local > available) return;
+  if (setup.threads * num_local > AvailableCores()) return;
   const std::vector<int> cores = AllowedCores();
   if (static_cast<int>(cores.size()) < setup.threads * num_local) return;
   const auto first = cores.begin() + int64_t{local_rank} * setup.threads;

@@ -59,6 +59,8 @@ class Fleet : public Executor {
   std::unique_ptr<Content> content_;
 };
 
+// Threads of each of `num_local` ranks of one host; threads_flag 0: their share of its cores, at least 1.
+int ThreadsPerRank(int threads_flag, int num_local);
 // The pieces of a setup that depend on the node: shares its cores and threads among its ranks.
 void SetLocalPart(RankSetup& setup, int local_rank, int num_local, int threads_flag);
 
