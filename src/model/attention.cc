@@ -61,7 +61,7 @@ std::vector<int> LatentAttention::Run(int layer, const Batch& batch, int first, 
   for (const Tile& tile : tiles_) {
     macs += int64_t{tile.in.num_visible[0]} * tile.in.num_rows * (tile.in.width() + tile.in.latent) * 2;
   }
-  const int num_threads = threads_.num_threads();
+  const int num_threads = threads_.num_active();
   const bool alone = num_threads == 1 || macs < kMacsAlone;
   const int total = TotalBlocks();
   const int largest_share = alone ? total : std::max(1, total / (num_threads * kSharesPerThread));
@@ -94,7 +94,7 @@ void LatentAttention::MakeTiles(int layer, const Batch& batch, int first, int co
   }
   int most_rows = kernels::kAttentionRows;
   CutTiles(layer, batch, first, count, cache, queries, most_rows);
-  while (most_rows > kLeastRows && TotalBlocks() < threads_.num_threads()) {
+  while (most_rows > kLeastRows && TotalBlocks() < threads_.num_active()) {
     most_rows /= 2;
     CutTiles(layer, batch, first, count, cache, queries, most_rows);
   }

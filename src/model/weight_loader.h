@@ -1,6 +1,6 @@
 // Loads in two passes: the first lays out every packed array of a rank's share in one Arena (weight_plan.cc),
-// the second reads, checks and packs them with all threads, a few megabytes at a time (weights.cc). So memory
-// peaks at the packed weights plus one buffer per thread. Internal to model/.
+// the second reads, checks and packs them with all threads, in pieces that stay in cache (weights.cc). So
+// memory peaks at the packed weights plus one buffer per thread. Internal to model/.
 #pragma once
 
 #include <functional>
