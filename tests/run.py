@@ -19,7 +19,7 @@ import xml.etree.ElementTree as ET
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 CORPORA = ROOT / "tests" / "fuzz" / "corpus"
-PYTEST_FOLDERS = ("api", "text", "cli", "cluster")
+PYTEST_FOLDERS = ("api", "text", "cli", "cluster", "ray")
 # Of tests/cluster under the sanitizer: one layout of four ranks.
 SANITIZED_LAYOUT = "dp2tp2ep4"
 TSAN_ROOMS = ("base", "comm", "engine", "cluster", "http")
@@ -136,8 +136,8 @@ def suites(full):
             continue
         env = env | {"TESSERA_BUILD": str(BUILD / preset)}
         for folder in PYTEST_FOLDERS:
-            if preset == "asan" and folder == "text":
-                continue  # Rust, which the sanitizer does not see
+            if preset == "asan" and folder in ("text", "ray"):
+                continue  # Rust and Python, which the sanitizer does not see
             if list((ROOT / "tests" / folder).glob("test_*.py")):
                 command = pytest(f"tests/{folder}")
                 if preset == "asan" and folder == "cluster":

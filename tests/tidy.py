@@ -189,7 +189,7 @@ def check_dead_files():
     )
     for name in tracked(".py"):
         base = name.split("/")[-1]
-        found = re.match(r"tests/(api|text|cli|cluster)/(test_\w+|\w+_test|conftest)\.py$", name)
+        found = re.match(r"tests/(api|text|cli|cluster|ray)/(test_\w+|\w+_test|conftest)\.py$", name)
         stem = rf"(?<![\w.]){re.escape(base.removesuffix('.py'))}(?!\w)"
         if not found and len(re.findall(stem, texts)) < 1:
             yield f"{name}: nothing runs, imports or names it"
@@ -266,7 +266,7 @@ def check_path_claims(document, number, line):
 
 def check_claims():
     dev, commands, flags = known_words()
-    foreign = re.compile(r"cmake|ctest|pytest|gtest|cargo|apt|pip|curl|git ")
+    foreign = re.compile(r"cmake|ctest|pytest|gtest|cargo|apt|pip|curl|git |ray start|deps --ray")
     for document in DOCUMENTS:
         if not (ROOT / document).exists():
             yield f"{document}: missing"

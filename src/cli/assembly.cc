@@ -19,6 +19,9 @@
 namespace tessera::cli {
 namespace {
 
+// The sockets of the ranks tell more of a failure, and sooner.
+constexpr std::chrono::milliseconds kRayPatience{2000};
+
 int64_t CeilDiv(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
@@ -46,6 +49,13 @@ class Progress {
 };
 
 }  // namespace
+
+void Assembly::Listener::Tell(const Error& error) {
+  const std::lock_guard lock(mutex);
+  if (news) return;
+  news = error;
+  if (engine != nullptr) engine->Break(error);
+}
 
 std::string BytesText(uint64_t bytes) {
   const double value = static_cast<double>(bytes);
@@ -183,6 +193,28 @@ Status Assembly::LoadAlone(const EngineFlags& flags) {
   return {};
 }
 
+// Room on Ray's nodes, and the way to bring them once the head listens.
+Status Assembly::TakeRay(const Wishes& wishes, FleetOptions& options) {
+  ASSIGN_OR_RETURN(ray_, RayCluster::Connect(plan.ray->python, wishes.cancelled));
+  if (options.control.address.empty()) options.control.address = ray_->address();
+  ASSIGN_OR_RETURN(const std::vector<RayNode> nodes, ray_->Reserve(plan.ray->request));
+  for (const RayNode& node : nodes) {
+    LogInfo("ranks {} to {} on {} ({}, {} cores, {})", node.ranks.first,
+            node.ranks.first + node.ranks.count - 1, node.address, node.host, node.cores,
+            BytesText(node.memory_bytes));
+  }
+  for (const std::string& text : SpannedGroups(nodes, plan.degrees)) LogWarning("{}", text);
+  options.on_listening = [this, nodes](const Endpoint& head) {
+    std::vector<std::vector<std::string>> commands;
+    for (const RayNode& node : nodes) commands.push_back(NodeCommand(*plan.ray, node.ranks, head));
+    auto variables = plan.ray->set;
+    variables["TESSERA_CLUSTER_SECRET"] = plan.secret;
+    return ray_->Start(commands, variables, plan.ray->defaults, kRayPatience,
+                       [listener = listener_](const Error& error) { listener->Tell(error); });
+  };
+  return {};
+}
+
 Status Assembly::LoadFleet(const EngineFlags& flags, const Wishes& wishes) {
   FleetOptions options{.setup = {.model = flags.model,
                                  .quantization = plan.quantization,
@@ -204,12 +236,12 @@ Status Assembly::LoadFleet(const EngineFlags& flags, const Wishes& wishes) {
   if (plan.local.count < plan.degrees.world()) {
     ASSIGN_OR_RETURN(options.agreement, MakeAgreement(flags, plan, max_model_len));
   }
-  const auto tell = [listener = listener_](const Error& error) {
-    const std::lock_guard lock(listener->mutex);
-    listener->news = error;
-    if (listener->engine != nullptr) listener->engine->Break(error);
-  };
-  ASSIGN_OR_RETURN(std::unique_ptr<Fleet> fleet, Fleet::Start(options, wishes.cancelled, tell));
+  const auto tell = [listener = listener_](const Error& error) { listener->Tell(error); };
+  if (plan.ray) RETURN_IF_ERROR(TakeRay(wishes, options));
+  const auto cancelled = [&] { return wishes.cancelled() || (ray_ != nullptr && ray_->loss()); };
+  Result<std::unique_ptr<Fleet>> started = Fleet::Start(options, cancelled, tell);
+  if (!started && ray_ != nullptr && ray_->loss()) return std::unexpected(*ray_->loss());  // the cause
+  ASSIGN_OR_RETURN(std::unique_ptr<Fleet> fleet, std::move(started));
   uint64_t weight_bytes = 0;
   for (const RankLoaded& loaded : fleet->loaded()) {
     ASSIGN_OR_RETURN(const CacheSize fits, Fit(flags, loaded.memory_bytes, loaded.weight_bytes));

@@ -1,5 +1,6 @@
 // From a folder to a running engine: config, then one rank in this process (uni) or a fleet of rank processes
-// (mp), the size of the cache, executor, engine, in that order. Shared by serve and the benchmarks. No HTTP.
+// (mp, or ray over its nodes), the size of the cache, executor, engine, in that order. Shared by serve and
+// the benchmarks. No HTTP.
 #pragma once
 
 #include <chrono>
@@ -20,6 +21,7 @@
 #include "cluster/fleet.h"
 #include "cluster/local_executor.h"
 #include "cluster/rank.h"
+#include "cluster/ray.h"
 #include "engine/engine.h"
 #include "kernels/kernels.h"
 #include "model/checkpoint.h"
@@ -90,7 +92,8 @@ class Assembly {
   struct Listener {
     std::mutex mutex;
     Engine* engine = nullptr;
-    std::optional<Error> news;  // of a time before the engine
+    std::optional<Error> news;  // the first
+    void Tell(const Error& error);
   };
   // One rank, in this process.
   struct Alone {
@@ -103,12 +106,14 @@ class Assembly {
   Assembly(const ModelConfig& model, const ParallelPlan& ranks) : config(model), plan(ranks) {}
   Status LoadAlone(const EngineFlags& flags);
   Status LoadFleet(const EngineFlags& flags, const Wishes& wishes);
+  Status TakeRay(const Wishes& wishes, FleetOptions& options);
   Result<CacheSize> Fit(const EngineFlags& flags, uint64_t memory_bytes, uint64_t weight_bytes) const;
   RankOptions OptionsOfRank(const EngineFlags& flags) const;
   Status WarmUp();
 
   const std::shared_ptr<Listener> listener_ = std::make_shared<Listener>();
   Alone alone_;
+  std::unique_ptr<RayCluster> ray_;  // outlives the executor: its nodes leave by themselves
   std::unique_ptr<Executor> executor_;
 };
 

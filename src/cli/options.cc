@@ -19,8 +19,6 @@ constexpr char kScheduler[] = "Scheduler and cache";
 constexpr char kHttp[] = "HTTP";
 constexpr char kAnswers[] = "Answers";
 constexpr char kParallel[] = "Parallelism";
-constexpr char kRayLater[] =
-    "Ray is not built yet; wanted mp (over several hosts: --nnodes, --node-rank and --master-addr on each)";
 constexpr char kNotYet[] = "this is not built yet";
 
 void Append(std::vector<Flag>& table, std::vector<Flag> more) {
@@ -131,20 +129,36 @@ std::vector<Flag> PlacementFlags(ParallelFlags& p) {
   return {
       {"distributed-executor-backend", "",
        TextFlag{&p.distributed_executor_backend, {"auto", "mp", "ray", "uni", "external_launcher"}},
-       "uni: the one rank lives in this process; mp: every rank is a process; auto: uni for one rank, else "
-       "mp",
+       "uni: the one rank lives in this process; mp: every rank is a process; ray: the same, on the nodes of "
+       "the Ray cluster that this host belongs to; auto: uni for one rank, else mp",
        kParallel},
       {"data-parallel-backend", "dpb", TextFlag{&p.data_parallel_backend, {"mp", "ray"}},
-       "who starts the groups of other hosts: mp, by a --headless command on each", kParallel},
+       "who starts the groups of other hosts: mp, by a --headless command on each; ray, this command alone",
+       kParallel},
       {"data-parallel-size-local", "dpl", OptionalIntFlag{&p.data_parallel_size_local, 0, 4096},
        "groups of this host, all by default; 0: an API server without ranks", kParallel},
       {"data-parallel-start-rank", "dpr", OptionalIntFlag{&p.data_parallel_start_rank, 0, 4095},
        "first group of this host (default: 0)", kParallel},
       {"data-parallel-address", "dpa", TextFlag{&p.data_parallel_address},
        "address of the head, where it listens for the other hosts (default: 127.0.0.1)", kParallel},
-      {"data-parallel-rpc-port", "dpp", IntFlag{&p.data_parallel_rpc_port, 1, 65535}, "port there",
-       kParallel},
+      {"data-parallel-rpc-port", "dpp", OptionalIntFlag{&p.data_parallel_rpc_port, 1, 65535},
+       "port there (default: 29550; with Ray any free one)", kParallel},
       {"headless", "", BoolFlag{&p.headless}, "ranks for the head on another host, no API server here",
+       kParallel},
+      {"node-ranks", "", TextFlag{&p.node_ranks},
+       "with --headless: the first and the last rank of this host, as in 8-15, in place of whole groups",
+       kParallel},
+      {"ray-python", "", TextFlag{&p.ray_python},
+       "interpreter that imports ray; else TESSERA_RAY_PYTHON, else the first python3 on PATH that does",
+       kParallel},
+      {"ray-resource", "", TextFlag{&p.ray_resource},
+       "resource of Ray that ranks take; none: NPU where there is enough of it, else CPU", kParallel},
+      {"ray-timeout", "", IntFlag{&p.ray_timeout, 1, 86400}, "seconds to wait for room in the Ray cluster",
+       kParallel},
+      {"ray-dp-pack-strategy", "", TextFlag{&p.ray_dp_pack_strategy, {"strict", "fill", "span"}},
+       "with --data-parallel-backend ray: strict: whole groups, --data-parallel-size-local on every node; "
+       "fill: that many on this node, on others what fits; span: a group may span nodes; none: "
+       "VLLM_RAY_DP_PACK_STRATEGY, or strict",
        kParallel},
       {"nnodes", "", IntFlag{&p.nnodes, 1, 4096},
        "hosts that share all ranks evenly; so one group may span hosts", kParallel},
@@ -257,14 +271,21 @@ FlagTable ServeTable(ServeOptions& o) {
 }
 
 Status CheckBackends(const ParallelFlags& p) {
-  if (p.distributed_executor_backend == "ray")
-    return Invalid("--distributed-executor-backend ray: {}", kRayLater);
-  if (p.data_parallel_backend == "ray") return Invalid("--data-parallel-backend ray: {}", kRayLater);
   if (p.distributed_executor_backend == "external_launcher") {
     return Invalid(
         "--distributed-executor-backend external_launcher: ranks are started by this command alone; wanted "
         "auto, uni or mp");
   }
+  if (!p.UsesRay()) return {};
+  const char* backend =
+      p.data_parallel_backend == "ray" ? "--data-parallel-backend ray" : "--distributed-executor-backend ray";
+  const auto refuse = [&](const char* flag) {
+    return Invalid("{} with {}: Ray places all ranks, from the one command on the head; leave {} out", flag,
+                   backend, flag);
+  };
+  if (p.headless) return refuse("--headless");
+  if (p.nnodes > 1) return refuse("--nnodes");
+  if (p.data_parallel_start_rank.value_or(0) > 0) return refuse("--data-parallel-start-rank");
   return {};
 }
 

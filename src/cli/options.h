@@ -42,7 +42,7 @@ struct ParallelFlags {
   std::optional<int64_t> data_parallel_size_local;  // absent: all groups
   std::optional<int64_t> data_parallel_start_rank;  // absent: 0
   std::string data_parallel_address;                // empty: 127.0.0.1
-  int64_t data_parallel_rpc_port = 29550;
+  std::optional<int64_t> data_parallel_rpc_port;    // absent: 29550, with Ray any free one
   std::string data_parallel_backend = "mp";
   int64_t pipeline_parallel_size = 1;
   bool enable_expert_parallel = false;
@@ -53,9 +53,15 @@ struct ParallelFlags {
   std::string master_addr;           // empty: 127.0.0.1
   int64_t master_port = 29501;
   int64_t distributed_timeout_seconds = 300;
-  std::string cluster_secret_file;  // empty: TESSERA_CLUSTER_SECRET
+  std::string cluster_secret_file;   // empty: TESSERA_CLUSTER_SECRET
+  std::string node_ranks;            // "8-15": ranks of a headless host; empty: whole groups
+  std::string ray_python;            // empty: TESSERA_RAY_PYTHON, or the first that imports ray
+  std::string ray_resource;          // empty: NPU where there is enough of it, else CPU
+  int64_t ray_timeout = 600;         // seconds
+  std::string ray_dp_pack_strategy;  // empty: VLLM_RAY_DP_PACK_STRATEGY, or strict
   std::optional<int64_t> api_server_count;
 
+  bool UsesRay() const { return distributed_executor_backend == "ray" || data_parallel_backend == "ray"; }
   bool IsWorker() const { return headless || (nnodes > 1 && node_rank.value_or(0) > 0); }  // no API server
 };
 

@@ -66,9 +66,9 @@ TEST(Options, TutorialLaunches) {
     all.insert(all.end(), more.begin(), more.end());
     return all;
   };
-  const std::string ray = Bad(with({"--tensor-parallel-size", "16", "--distributed-executor-backend=ray"}));
-  ExpectHas(ray, "--distributed-executor-backend ray");
-  ExpectHas(ray, "--nnodes");
+  const ServeOptions ray = Good(with({"--tensor-parallel-size", "16", "--distributed-executor-backend=ray"}));
+  EXPECT_TRUE(ray.parallel.UsesRay());
+  EXPECT_EQ(ray.parallel.ray_timeout, 600);
   const ServeOptions nodes = Good(with({"--tensor-parallel-size", "16", "--distributed-executor-backend=mp",
                                         "--nnodes", "2", "--node-rank", "1", "--master-addr", "192.5.5.5"}));
   EXPECT_EQ(nodes.parallel.tensor_parallel_size, 16);
@@ -103,11 +103,27 @@ TEST(Options, TutorialLaunches) {
   EXPECT_TRUE(second.parallel.IsWorker());
 }
 
+TEST(Options, RayPlacesAllRanks) {
+  for (const Words& backend : {Words{"m", "--distributed-executor-backend=ray"}, Words{"m", "-dpb", "ray"}}) {
+    const auto with = [&](const Words& more) {
+      Words all = backend;
+      all.insert(all.end(), more.begin(), more.end());
+      return all;
+    };
+    EXPECT_TRUE(Good(with({})).parallel.UsesRay());
+    ExpectHas(Bad(with({"--headless"})), "--headless with --");
+    ExpectHas(Bad(with({"--nnodes", "2"})), "Ray places all ranks");
+    ExpectHas(Bad(with({"-dp", "2", "--data-parallel-start-rank", "1"})), "leave --data-parallel-start-rank");
+  }
+  ExpectHas(Bad({"m", "-dpb", "ray", "--ray-dp-pack-strategy", "loose"}), "strict, fill, span");
+  ExpectHas(Bad({"m", "--ray-timeout", "0"}), "--ray-timeout");
+}
+
 TEST(Options, ParallelDefaults) {
   const ParallelFlags p = Good({"m"}).parallel;
   EXPECT_FALSE(p.tensor_parallel_size);
   EXPECT_EQ(p.data_parallel_size, 1);
-  EXPECT_EQ(p.data_parallel_rpc_port, 29550);
+  EXPECT_FALSE(p.data_parallel_rpc_port);
   EXPECT_EQ(p.nnodes, 1);
   EXPECT_FALSE(p.IsWorker());
   EXPECT_EQ(Good({"m", "-dcp", "1", "--node_rank=0"}).parallel.node_rank, 0);
@@ -115,10 +131,8 @@ TEST(Options, ParallelDefaults) {
 
 TEST(Options, WhatIsNotBuiltIsRefusedByName) {
   ExpectHas(Bad({"m", "-pp", "2"}), "--pipeline-parallel-size 2");
-  ExpectHas(Bad({"m", "--distributed-executor-backend=ray"}), "--distributed-executor-backend ray");
   ExpectHas(Bad({"m", "--distributed-executor-backend=external_launcher"}), "external_launcher");
   ExpectHas(Bad({"m", "--distributed-executor-backend=mpi"}), "auto, mp, ray, uni, external_launcher");
-  ExpectHas(Bad({"m", "--data-parallel-backend", "ray"}), "--data-parallel-backend ray");
   ExpectHas(Bad({"m", "--data-parallel-backend", "gloo"}), "mp, ray");
   ExpectHas(Bad({"m", "-dp", "2", "--data-parallel-rank", "1"}), "--data-parallel-rank: external and hybrid");
   for (const char* name : {"--data-parallel-hybrid-lb", "--data-parallel-external-lb", "--enable-eplb",

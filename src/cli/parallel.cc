@@ -4,7 +4,9 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
+#include <filesystem>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -12,6 +14,7 @@
 
 #include "base/file.h"
 #include "base/format.h"
+#include "base/sha256.h"
 #include "cli/model_yaml.h"
 
 namespace tessera::cli {
@@ -19,6 +22,7 @@ namespace {
 
 constexpr char kLoopback[] = "127.0.0.1";
 constexpr uint64_t kMaxSecretBytes = 1 << 16;
+constexpr int kDefaultControlPort = 29550;
 
 std::optional<std::string> Value(const Variable& variable, const char* name) {
   const char* value = variable(name);
@@ -212,8 +216,35 @@ Status PlaceByGroups(const ParallelFlags& p, ParallelPlan& plan) {
   return {};
 }
 
+// --node-ranks, which an agent of Ray gives: any consecutive ones.
+Status PlaceByRanks(const ParallelFlags& p, ParallelPlan& plan) {
+  const std::string& text = p.node_ranks;
+  const int last_of_world = plan.degrees.world() - 1;
+  int first = -1, last = -1;
+  const char* end = text.data() + text.size();
+  const auto [dash, error] = std::from_chars(text.data(), end, first);
+  if (error == std::errc() && dash != end && *dash == '-') {
+    const auto [stop, second] = std::from_chars(dash + 1, end, last);
+    if (second != std::errc() || stop != end) last = -1;
+  }
+  if (!plan.headless) {
+    return Invalid(
+        "--node-ranks {}: only a --headless host holds a part of the ranks without flags for groups", text);
+  }
+  if (first < 0 || last < first || last > last_of_world) {
+    return Invalid("--node-ranks: '{}'; wanted FIRST-LAST with ranks from 0 to {} ({})", text, last_of_world,
+                   DegreesText(plan.degrees));
+  }
+  plan.local = {.first = first, .count = last - first + 1};
+  return {};
+}
+
 Status ChooseExecutor(const ParallelFlags& p, ParallelPlan& plan) {
   const std::string& backend = p.distributed_executor_backend;
+  if (p.UsesRay()) {
+    plan.processes = true;
+    return {};
+  }
   const bool alone = plan.degrees.world() == 1 && plan.local.count == 1 && !plan.headless;
   if (backend == "uni" && !alone) {
     return Invalid(
@@ -277,7 +308,8 @@ Status ChooseControl(const ParallelFlags& p, const Variable& variable, ParallelP
   const std::string& written = by_nodes ? p.master_addr : p.data_parallel_address;
   const char* flag = by_nodes ? "--master-addr" : "--data-parallel-address";
   plan.control = {.address = written.empty() ? kLoopback : written,
-                  .port = static_cast<int>(by_nodes ? p.master_port : p.data_parallel_rpc_port)};
+                  .port = static_cast<int>(
+                      by_nodes ? p.master_port : p.data_parallel_rpc_port.value_or(kDefaultControlPort))};
   if (written == "0.0.0.0" || written == "::") {
     return Invalid(
         "{} {} stands for all interfaces: wanted the one address of the head that the other hosts "
@@ -288,6 +320,10 @@ Status ChooseControl(const ParallelFlags& p, const Variable& variable, ParallelP
   ASSIGN_OR_RETURN(plan.data_address, ChosenAddress(variable, "HCCL_SOCKET_IFNAME"));
   if (plan.data_address.empty()) {
     ASSIGN_OR_RETURN(plan.data_address, ChosenAddress(variable, "TP_SOCKET_IFNAME"));
+  }
+  if (plan.ray) {  // Ray knows the address where none is chosen
+    plan.control.port = static_cast<int>(p.data_parallel_rpc_port.value_or(0));
+    if (written.empty()) plan.control.address.clear();
   }
   if (!plan.spread() || plan.source_address.empty() || IsSame(plan.source_address, plan.control.address))
     return {};
@@ -306,6 +342,7 @@ Status ChooseControl(const ParallelFlags& p, const Variable& variable, ParallelP
         flag, written, interface, plan.source_address);
   }
   plan.control.address = plan.source_address;
+  if (plan.ray) return {};
   plan.notes.push_back(
       Format("the other hosts are awaited on {}, of GLOO_SOCKET_IFNAME {}", plan.control.Text(), interface));
   return {};
@@ -332,6 +369,11 @@ Status ReadSecret(const ParallelFlags& p, const Variable& variable, ParallelPlan
     }
     plan.secret = std::move(*text);
   }
+  if (plan.ray && plan.secret.empty()) {  // known to the nodes of this one start only
+    std::array<uint8_t, 32> secret;
+    FillRandom(std::as_writable_bytes(std::span(secret)));
+    plan.secret = Hex(secret);
+  }
   if (plan.spread() && plan.secret.empty() && !IsLoopback(plan.control.address)) {
     plan.warnings.push_back(
         Format("no cluster secret: whoever reaches {} may join as a host and see every prompt; give "
@@ -343,6 +385,11 @@ Status ReadSecret(const ParallelFlags& p, const Variable& variable, ParallelPlan
 
 void NotePlace(ParallelPlan& plan) {
   if (!plan.processes) return;
+  if (plan.ray) {
+    plan.notes.push_back(
+        Format("layout: {}: {} ranks, placed by Ray", DegreesText(plan.degrees), plan.degrees.world()));
+    return;
+  }
   const std::string here = plan.local.count == 0 ? "no ranks" : RanksText(plan.local);
   const std::string meeting = !plan.spread()  ? std::string()
                               : plan.headless ? Format("; joins the head at {}", plan.control.Text())
@@ -396,7 +443,14 @@ Result<ParallelPlan> PlanParallel(const ServeOptions& options, const ModelConfig
                     .quantization_source = std::move(choice.quantization_source),
                     .notes = std::move(choice.notes),
                     .warnings = std::move(choice.warnings)};
-  RETURN_IF_ERROR(p.nnodes > 1 ? PlaceByNodes(p, plan) : PlaceByGroups(p, plan));
+  if (p.UsesRay()) {
+    std::error_code none;
+    ASSIGN_OR_RETURN(plan.ray, PlanRay(options, plan.degrees, variable, std::filesystem::current_path(none)));
+  } else {
+    RETURN_IF_ERROR(!p.node_ranks.empty() ? PlaceByRanks(p, plan)
+                    : p.nnodes > 1        ? PlaceByNodes(p, plan)
+                                          : PlaceByGroups(p, plan));
+  }
   RETURN_IF_ERROR(ChooseExecutor(p, plan));
   RETURN_IF_ERROR(CheckSlots(variable, plan.local));
   RETURN_IF_ERROR(ChooseControl(p, variable, plan));

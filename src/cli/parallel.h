@@ -3,20 +3,19 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "base/net.h"
 #include "cli/options.h"
+#include "cli/ray_plan.h"
 #include "cluster/fleet.h"
 #include "comm/topology.h"
 #include "model/config.h"
 
 namespace tessera::cli {
-
-// Environment: null where unset.
-using Variable = std::function<const char*(const char*)>;
 
 // What is the same on all hosts: the degrees and how the checkpoint is read.
 struct LayoutChoice {
@@ -37,6 +36,7 @@ struct ParallelPlan {
   // Ranks of other hosts join `control`, or this host does so when it is headless.
   bool headless = false;
   bool processes = false;      // ranks are processes (mp); else the only one lives in this process (uni)
+  std::optional<RayPlan> ray;  // Ray's nodes hold all ranks, and this host only as one of them
   NodeRanks local;             // ranks of this host
   Endpoint control;            // the head's; unused when all ranks are local
   std::string data_address;    // where this host's ranks listen for those of others; empty: by the route

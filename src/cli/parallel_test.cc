@@ -311,6 +311,20 @@ TEST(Placement, RanksOfThisHost) {
   }
 }
 
+// What an agent of Ray starts.
+TEST(Placement, AnyConsecutiveRanks) {
+  const ParallelPlan plan =
+      Good("-tp 4 --headless --node-ranks 1-3 --data-parallel-address 10.1.1.1 -dpp 7000");
+  EXPECT_EQ(plan.local.first, 1);
+  EXPECT_EQ(plan.local.count, 3);
+  EXPECT_EQ(plan.control.Text(), "10.1.1.1:7000");
+  ExpectHas(Bad("-tp 4 --node-ranks 1-3"), "--headless");
+  for (const char* text : {"3", "3-", "2-1", "0-4", "a-b", "1-2-3", "1_2"}) {
+    ExpectHas(Bad(Format("-tp 4 --headless --node-ranks {}", text)),
+              "wanted FIRST-LAST with ranks from 0 to 3");
+  }
+}
+
 TEST(Placement, TutorialLaunches) {
   const std::string common =
       "--trust-remote-code --max-num-seqs=256 --max_model_len=32768 --max-num-batched-tokens=4096 "
@@ -343,7 +357,14 @@ TEST(Placement, TutorialLaunches) {
   EXPECT_TRUE(worker.headless);
   environment["MINDFORMERS_MODEL_CONFIG"] = kW8a8;
   const std::string tp16 = common + "--tensor-parallel-size 16 --distributed-executor-backend=";
-  ExpectHas(Bad(tp16 + "ray", environment), "--distributed-executor-backend ray");
+  const ParallelPlan ray = Good(tp16 + "ray", environment);
+  ASSERT_TRUE(ray.ray);
+  EXPECT_EQ(ray.local.count, 0);
+  EXPECT_TRUE(ray.processes);
+  EXPECT_EQ(ray.control.address, "");  // Ray knows it
+  EXPECT_EQ(ray.control.port, 0);
+  EXPECT_EQ(ray.secret.size(), 64u);  // of this start alone
+  EXPECT_TRUE(ray.warnings.empty());
   for (const int node : {0, 1}) {
     const ParallelPlan plan =
         Good(Format("{}mp --nnodes 2 --node-rank {} --master-addr 192.5.5.5", tp16, node), environment);

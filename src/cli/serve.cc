@@ -1,7 +1,9 @@
 // The composition of the server, read from the bottom: RunServe, Serve, and what they need.
 #include "cli/serve.h"
 
+#include <fcntl.h>
 #include <netdb.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -199,6 +201,20 @@ LogLevel LevelOf(const std::string& name) {
   return name == "error" ? LogLevel::kError : LogLevel::kInfo;
 }
 
+// TESSERA_LIFELINE: a descriptor that closes when whoever started this process has ended; -1 where unset.
+int Lifeline() {
+  const char* text = std::getenv("TESSERA_LIFELINE");
+  const int descriptor = text == nullptr ? -1 : std::atoi(text);
+  if (descriptor <= STDERR_FILENO) return -1;
+  fcntl(descriptor, F_SETFD, FD_CLOEXEC);
+  return descriptor;
+}
+
+bool IsCut(int lifeline) {
+  pollfd wait = {.fd = lifeline, .events = 0, .revents = 0};
+  return lifeline >= 0 && poll(&wait, 1, 0) > 0;
+}
+
 // A host that only lends its hands.
 Status ServeHeadless(const ServeOptions& options, const ModelConfig& config, const ParallelPlan& plan,
                      SignalWatch& signals) {
@@ -216,7 +232,8 @@ Status ServeHeadless(const ServeOptions& options, const ModelConfig& config, con
                          .threads = static_cast<int>(options.engine.threads),
                          .decode_threads = static_cast<int>(options.engine.decode_threads)};
   signals.Arm();
-  return RunNode(node, [&] { return signals.Wait(milliseconds(0)); });
+  return RunNode(node,
+                 [&, lifeline = Lifeline()] { return signals.Wait(milliseconds(0)) || IsCut(lifeline); });
 }
 
 Status Serve(const ServeOptions& options, const ModelConfig& config, const ParallelPlan& plan,

@@ -176,7 +176,9 @@ Status Fleet::Content::Join() {
   };
   if (missing().empty()) return {};
   ASSIGN_OR_RETURN(const Socket listener, Listen(options.control));
-  LogInfo("waiting on {} for nodes that bring ranks {}", options.control.Text(), fmt::join(missing(), ", "));
+  ASSIGN_OR_RETURN(const Endpoint control, LocalEndpoint(listener));
+  LogInfo("waiting on {} for nodes that bring ranks {}", control.Text(), fmt::join(missing(), ", "));
+  if (options.on_listening) RETURN_IF_ERROR(options.on_listening(control));
   const Deadline limit = After(options.join_limit);
   Deadline next_line = After(kPatienceLine);
   while (!missing().empty()) {
@@ -190,10 +192,10 @@ Status Fleet::Content::Join() {
     const auto now = std::chrono::steady_clock::now();
     if (now >= limit) {
       return Fail(ErrorKind::kDeadline, "ranks {} did not join {} within {} s", fmt::join(missing(), ", "),
-                  options.control.Text(), std::chrono::duration_cast<seconds>(options.join_limit).count());
+                  control.Text(), std::chrono::duration_cast<seconds>(options.join_limit).count());
     }
     if (now >= next_line) {
-      LogInfo("still waiting on {} for ranks {}", options.control.Text(), fmt::join(missing(), ", "));
+      LogInfo("still waiting on {} for ranks {}", control.Text(), fmt::join(missing(), ", "));
       next_line = After(kPatienceLine);
     }
   }

@@ -1,5 +1,5 @@
 // The brain's side of a world of rank processes: brings them up over one node or several, carries steps to
-// them, and notices when one ends. The executors `mp` and (with another placer) `ray`.
+// them, and notices when one ends. The executors `mp` and `ray`, which differ in who brings the nodes.
 //
 // Bringing up: nodes join and are checked; every rank says where it listens, learns where the others do,
 // loads its share and reports it; then Begin gives the size of the cache, and steps may run.
@@ -31,6 +31,8 @@ struct FleetOptions {
   std::string secret;        // of the cluster
   std::string data_address;  // of this node's ranks
   Agreement agreement;       // what nodes must agree on
+  // Called once nodes may join `endpoint` (the free port where control's is 0): brings them there.
+  std::function<Status(const Endpoint& endpoint)> on_listening = {};
   std::chrono::milliseconds join_limit{std::chrono::minutes(5)};
   std::chrono::milliseconds load_limit{std::chrono::hours(2)};
 };
