@@ -266,7 +266,10 @@ def check_path_claims(document, number, line):
 
 def check_claims():
     dev, commands, flags = known_words()
-    foreign = re.compile(r"cmake|ctest|pytest|gtest|cargo|apt|pip|curl|git |ray start|deps --ray")
+    foreign = re.compile(
+        r"cmake|ctest|pytest|gtest|cargo|apt|pip|curl|git |srun|sbatch|mpirun|docker|kubectl|ray start"
+        r"|deps --ray"
+    )
     for document in DOCUMENTS:
         if not (ROOT / document).exists():
             yield f"{document}: missing"

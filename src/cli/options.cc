@@ -8,6 +8,7 @@
 
 #include "base/format.h"
 #include "cli/json.h"
+#include "cli/launch_environment.h"
 
 namespace tessera::cli {
 namespace {
@@ -389,8 +390,13 @@ std::optional<int64_t> ExpertParallelOf(const std::string& additional_config) {
   return static_cast<int64_t>(*degree);
 }
 
-Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
-                               const std::function<const char*(const char*)>& variable) {
+std::optional<std::string> ValueOf(const Variable& variable, const char* name) {
+  const char* value = variable(name);
+  if (value == nullptr || *value == '\0') return std::nullopt;
+  return value;
+}
+
+Result<ParsedServe> ParseServe(std::span<const std::string> arguments, const Variable& variable) {
   ParsedServe result;
   ServeOptions& o = result.options;
   // --model and the positional argument share a target: the positional one wins wherever it stands.
@@ -410,6 +416,8 @@ Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
   }
   RETURN_IF_ERROR(CheckLayoutFlags(o.parallel, o.engine.additional_config));
   RETURN_IF_ERROR(CheckBackends(o.parallel));
+  ASSIGN_OR_RETURN(std::string note, ApplyLaunchPlace(variable, parsed, o.parallel));
+  if (!note.empty()) result.notes.push_back(std::move(note));
   RETURN_IF_ERROR(CheckPlacement(o.parallel));
   RETURN_IF_ERROR(CheckEngineFlags(o.engine, parsed));
   if (o.port > 0 && o.port < 1024)
@@ -421,9 +429,7 @@ Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
     result.warnings.push_back(Format("--api-server-count {} has no effect here: the head has one API server",
                                      *o.parallel.api_server_count));
   }
-  if (const char* key = variable("VLLM_API_KEY"); o.api_key.empty() && key != nullptr && *key != '\0') {
-    o.api_key.push_back(key);
-  }
+  if (auto key = ValueOf(variable, "VLLM_API_KEY"); o.api_key.empty() && key) o.api_key.push_back(*key);
   return result;
 }
 

@@ -14,6 +14,11 @@
 
 namespace tessera::cli {
 
+// Environment: null where unset.
+using Variable = std::function<const char*(const char*)>;
+// Absent where it is unset or empty.
+std::optional<std::string> ValueOf(const Variable& variable, const char* name);
+
 // The model and how it is run; shared by serve and the benchmarks that run in this process.
 struct EngineFlags {
   std::string model;         // a folder
@@ -93,13 +98,13 @@ struct ParsedServe {
   ServeOptions options;
   bool help = false;
   std::string help_text;
+  std::vector<std::string> notes;  // for the log: what came from the environment
   std::vector<std::string> warnings;
 };
 
-// Parses and checks flags against each other; of the environment (`variable(name)`: its value, null where
-// unset) only VLLM_API_KEY is read here, the rest by PlanParallel. kInvalid is a usage error: exit code 2.
-Result<ParsedServe> ParseServe(std::span<const std::string> arguments,
-                               const std::function<const char*(const char*)>& variable);
+// Parses and checks flags against each other; of the environment VLLM_API_KEY and the launchers' variables
+// are read here (launch_environment.h), the rest by PlanParallel. kInvalid is a usage error: exit code 2.
+Result<ParsedServe> ParseServe(std::span<const std::string> arguments, const Variable& variable);
 
 // The flags of EngineFlags for other commands' tables.
 std::vector<Flag> EngineFlagTable(EngineFlags& flags);

@@ -24,12 +24,6 @@ constexpr char kLoopback[] = "127.0.0.1";
 constexpr uint64_t kMaxSecretBytes = 1 << 16;
 constexpr int kDefaultControlPort = 29550;
 
-std::optional<std::string> Value(const Variable& variable, const char* name) {
-  const char* value = variable(name);
-  if (value == nullptr || *value == '\0') return std::nullopt;
-  return value;
-}
-
 // A degree and who said so, for messages.
 struct Degree {
   int64_t value = 1;
@@ -132,7 +126,7 @@ Status ChooseQuantization(const ServeOptions& options, const ModelYaml* yaml, La
 Status CheckBackendNames(const Variable& variable, std::vector<std::string>& notes) {
   bool named = false;
   for (const char* name : {"vLLM_MODEL_BACKEND", "VLLM_MS_MODEL_BACKEND"}) {
-    const auto value = Value(variable, name);
+    const auto value = ValueOf(variable, name);
     if (!value) continue;
     if (*value != "MindFormers" && *value != "MindONE") {
       return Invalid("{}: '{}' is not a model backend; wanted MindFormers, MindONE or unset", name, *value);
@@ -259,7 +253,7 @@ Status ChooseExecutor(const ParallelFlags& p, ParallelPlan& plan) {
 // ASCEND_RT_VISIBLE_DEVICES: one rank per device that is named.
 Status CheckSlots(const Variable& variable, const NodeRanks& local) {
   constexpr char kName[] = "ASCEND_RT_VISIBLE_DEVICES";
-  const auto list = Value(variable, kName);
+  const auto list = ValueOf(variable, kName);
   if (!list) return {};
   std::set<int> devices;
   for (size_t begin = 0; begin <= list->size();) {
@@ -288,18 +282,21 @@ Status CheckSlots(const Variable& variable, const NodeRanks& local) {
 
 // The address of the interface that `name` chooses; empty where it is unset.
 Result<std::string> ChosenAddress(const Variable& variable, const char* name) {
-  const auto interface = Value(variable, name);
+  const auto interface = ValueOf(variable, name);
   if (!interface) return std::string();
   auto address = InterfaceAddress(*interface);
   if (!address) return Invalid("{}: {}", name, address.error().message);
   return address;
 }
 
-// Whether `written`, as it stands on a command line, may be the IPv4 address `own`. A host name may be any.
-bool IsSame(const std::string& own, const std::string& written) {
-  if (own == written || (IsLoopback(own) && IsLoopback(written))) return true;
+bool IsName(const std::string& written) {
   return written.find(':') == std::string::npos &&
          written.find_first_not_of("0123456789.") != std::string::npos && !IsLoopback(written);
+}
+
+// Whether `written`, as it stands on a command line, may be the IPv4 address `own`. A host name may be any.
+bool IsSame(const std::string& own, const std::string& written) {
+  return own == written || (IsLoopback(own) && IsLoopback(written)) || IsName(written);
 }
 
 // Where the head listens, and from where this host speaks to it.
@@ -325,9 +322,17 @@ Status ChooseControl(const ParallelFlags& p, const Variable& variable, ParallelP
     plan.control.port = static_cast<int>(p.data_parallel_rpc_port.value_or(0));
     if (written.empty()) plan.control.address.clear();
   }
-  if (!plan.spread() || plan.source_address.empty() || IsSame(plan.source_address, plan.control.address))
+  if (!plan.spread() || plan.source_address.empty()) return {};
+  const std::string interface = *ValueOf(variable, "GLOO_SOCKET_IFNAME");
+  // The head's own name may be loopback there (127.0.1.1 in Debian's hosts file), or nothing yet (a new pod).
+  if (!plan.headless && (written.empty() || IsName(written))) {
+    plan.control.address = plan.source_address;
+    if (plan.ray) return {};
+    plan.notes.push_back(Format("the other hosts are awaited on {}, of GLOO_SOCKET_IFNAME {}",
+                                plan.control.Text(), interface));
     return {};
-  const std::string interface = *Value(variable, "GLOO_SOCKET_IFNAME");
+  }
+  if (IsSame(plan.source_address, plan.control.address)) return {};
   if (plan.headless && written.empty()) {
     return Invalid(
         "{} is not given: with GLOO_SOCKET_IFNAME {} ({}) this host cannot reach the head on {}; "
@@ -335,22 +340,15 @@ Status ChooseControl(const ParallelFlags& p, const Variable& variable, ParallelP
         flag, interface, plan.source_address, kLoopback);
   }
   if (plan.headless) return {};
-  if (!written.empty()) {
-    return Invalid(
-        "{} is {}, but GLOO_SOCKET_IFNAME {} has the address {}: the head listens on one, so both "
-        "must be the same; change either",
-        flag, written, interface, plan.source_address);
-  }
-  plan.control.address = plan.source_address;
-  if (plan.ray) return {};
-  plan.notes.push_back(
-      Format("the other hosts are awaited on {}, of GLOO_SOCKET_IFNAME {}", plan.control.Text(), interface));
-  return {};
+  return Invalid(
+      "{} is {}, but GLOO_SOCKET_IFNAME {} has the address {}: the head listens on one, so both "
+      "must be the same; change either",
+      flag, written, interface, plan.source_address);
 }
 
 Status ReadSecret(const ParallelFlags& p, const Variable& variable, ParallelPlan& plan) {
   if (p.cluster_secret_file.empty()) {
-    plan.secret = Value(variable, "TESSERA_CLUSTER_SECRET").value_or("");
+    plan.secret = ValueOf(variable, "TESSERA_CLUSTER_SECRET").value_or("");
   } else {
     auto text = ReadFile(p.cluster_secret_file, kMaxSecretBytes);
     if (!text) return Invalid("--cluster-secret-file: {}", text.error().message);
@@ -405,7 +403,7 @@ Result<LayoutChoice> ChooseLayout(const ServeOptions& options, const ModelConfig
   LayoutChoice choice;
   RETURN_IF_ERROR(CheckBackendNames(variable, choice.notes));
   std::optional<ModelYaml> read;
-  if (const auto path = Value(variable, "MINDFORMERS_MODEL_CONFIG")) {
+  if (const auto path = ValueOf(variable, "MINDFORMERS_MODEL_CONFIG")) {
     auto parsed = ReadModelYaml(*path, config);
     if (!parsed) return Invalid("MINDFORMERS_MODEL_CONFIG: {}", parsed.error().message);
     read = std::move(*parsed);

@@ -2,7 +2,6 @@
 // tables of docs/parallel.md. What contradicts is refused with both values and where they come from.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>

@@ -438,7 +438,13 @@ TEST(Environment, Interfaces) {
   const std::string message = Bad(spread + "-dpa 10.9.8.7", {{"GLOO_SOCKET_IFNAME", "lo"}});
   for (const char* part : {"--data-parallel-address is 10.9.8.7", "GLOO_SOCKET_IFNAME lo", "127.0.0.1"})
     ExpectHas(message, part);
-  for (const char* name : {"localhost", "127.0.0.1", "head.example"})
+  // A name is the other hosts' word for this one.
+  EXPECT_EQ(Good(spread + "-dpa head.example", {{"GLOO_SOCKET_IFNAME", "lo"}}).control.address, "127.0.0.1");
+  EXPECT_EQ(Good(spread + "-dpa head.example").control.address, "head.example");
+  EXPECT_EQ(
+      Good(spread + "-dpr 1 --headless -dpa head.example", {{"GLOO_SOCKET_IFNAME", "lo"}}).control.address,
+      "head.example");
+  for (const char* name : {"localhost", "127.0.0.1"})
     EXPECT_EQ(Good(spread + "-dpa " + name, {{"GLOO_SOCKET_IFNAME", "lo"}}).control.address, name);
   ExpectHas(Bad(spread + "-dpa fd00::1", {{"GLOO_SOCKET_IFNAME", "lo"}}), "fd00::1");
   // A worker only comes from there.

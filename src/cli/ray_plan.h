@@ -2,7 +2,6 @@
 // --headless` there. The wish is made here, pure; cluster/ray.h carries it out.
 #pragma once
 
-#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -15,9 +14,6 @@
 #include "comm/topology.h"
 
 namespace tessera::cli {
-
-// Environment: null where unset.
-using Variable = std::function<const char*(const char*)>;
 
 struct RayPlan {
   std::string python;  // as --ray-python, may be empty

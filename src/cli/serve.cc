@@ -295,6 +295,7 @@ int RunServe(std::span<const std::string> arguments) {
   std::signal(SIGPIPE, SIG_IGN);
   RaiseFileLimit();
   SetLogLevel(LevelOf(parsed->options.log_level));
+  for (const std::string& note : parsed->notes) LogInfo("{}", note);
   for (const std::string& warning : parsed->warnings) LogWarning("{}", warning);
   const auto config = LoadModelConfig(parsed->options.engine.model);
   if (!config) {

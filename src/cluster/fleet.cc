@@ -176,7 +176,14 @@ Status Fleet::Content::Join() {
   };
   if (missing().empty()) return {};
   ASSIGN_OR_RETURN(const Socket listener, Listen(options.control));
-  ASSIGN_OR_RETURN(const Endpoint control, LocalEndpoint(listener));
+  ASSIGN_OR_RETURN(const Endpoint bound, LocalEndpoint(listener));
+  if (IsLoopback(bound.address) && !IsLoopback(options.control.address)) {
+    LogWarning(
+        "'{}' is {} on this host, which no other host can reach: give the head's address on the network, "
+        "or its interface in GLOO_SOCKET_IFNAME",
+        options.control.address, bound.address);
+  }
+  const Endpoint control = {.address = options.control.address, .port = bound.port};
   LogInfo("waiting on {} for nodes that bring ranks {}", control.Text(), fmt::join(missing(), ", "));
   if (options.on_listening) RETURN_IF_ERROR(options.on_listening(control));
   const Deadline limit = After(options.join_limit);
