@@ -153,11 +153,22 @@ def suites(full):
                     env=env,
                 )
             )
+    if "avx512_bf16" not in (flags := pathlib.Path("/proc/cpuinfo").read_text()):
+        found.append(emulated("avx512bf16" if "avx512_vnni" in flags else "avx512*"))
     smoke = ROOT / "tests/cli/test_smoke.py"
     env = {"TESSERA_BUILD": str(BUILD / "release")}
     found.append(Suite("release/smoke", "release", pytest(str(smoke.relative_to(ROOT))), fast=True, env=env))
     found.append(Suite("tidy", "release", ["/usr/bin/python3", "tests/tidy.py"], cases=1, fast=True, env=env))
     return found
+
+
+def emulated(isa):
+    """The kernels of an instruction set that this CPU lacks, on an emulated one. Of the slow tests only the
+    widest set runs: narrower ones share its sources."""
+    tests = (f"*Elementwise*/{isa}", "*Gemm*/avx512bf16", "*Attention*/avx512bf16")
+    words = [f"--gtest_filter={':'.join(tests)}", "--gtest_brief=1", "--gtest_output=xml:{report}"]
+    program = find_program("release", "kernels_test")
+    return Suite("release/emulated", "release", [str(ROOT / "dev"), "emulate", program, *words])
 
 
 def pytest(path):

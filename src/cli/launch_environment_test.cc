@@ -201,7 +201,9 @@ TEST(LaunchEnvironment, FirstHost) {
        }) {
     const auto found = FirstHost(list);
     EXPECT_EQ(found.value_or(""), host) << list;
-    if (!found) EXPECT_NE(found.error().message.find("host"), std::string::npos);
+    if (!found) {
+      EXPECT_NE(found.error().message.find("host"), std::string::npos);
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <mutex>
@@ -24,6 +25,7 @@ constexpr seconds kPatienceLine{10};
 constexpr seconds kHandshakeLimit{5};
 constexpr seconds kSendLimit{30};
 constexpr milliseconds kLeaveLimit{3000};
+constexpr milliseconds kLingerLimit{1000};
 constexpr milliseconds kPause{200};  // between tries, and between looks at `stopped`
 
 class Node {
@@ -39,6 +41,7 @@ class Node {
   Status Join();
   Status StartRanks();
   Status Relay();
+  void Linger();
   Status FromHead(Frame frame);
   Status Setup(Frame& frame);
   std::optional<std::string> Ended() {
@@ -196,6 +199,18 @@ Status Node::Relay() {
   return {};
 }
 
+// Closing with unread steps would reset the connection, and the head could lose this node's last words.
+void Node::Linger() {
+  shutdown(head_.socket().descriptor(), SHUT_WR);
+  const Deadline limit = After(kLingerLimit);
+  pollfd wait = {.fd = head_.socket().descriptor(), .events = POLLIN, .revents = 0};
+  char nobody_reads[4096];
+  while (std::chrono::steady_clock::now() < limit) {
+    if (poll(&wait, 1, static_cast<int>(kPause.count())) <= 0) continue;
+    if (recv(wait.fd, nobody_reads, sizeof nobody_reads, 0) <= 0) return;
+  }
+}
+
 Status Node::Run() {
   RETURN_IF_ERROR(Join());
   RETURN_IF_ERROR(StartRanks());
@@ -208,6 +223,7 @@ Status Node::Run() {
       (void)agent_->link(i).Send(FrameType::kStop, kAllRanks, {}, After(milliseconds(500)));
   }
   agent_->Stop(status ? kLeaveLimit : milliseconds(0));
+  if (!leaving_) Linger();
   return status;
 }
 

@@ -48,15 +48,15 @@ def test_version_and_unknown_command():
         (["--port", "99999"], ["--port", "99999", "65535"]),
         (["--gpu-memory-utilization", "1.5"], ["--gpu-memory-utilization", "1.5"]),
         (
-            ["--tensor-parallel-size", "16", "--distributed-executor-backend=ray"],
-            ["--distributed-executor-backend ray"],
+            ["--tensor-parallel-size", "16", "--distributed-executor-backend=ray", "--nnodes", "2"],
+            ["--nnodes with --distributed-executor-backend ray", "leave --nnodes out"],
         ),
         (["--headless"], ["--headless"]),
         (["-tp", "3"], ["16", "3"]),
         (["-tp", "32"], ["16", "32"]),
         (["-dp", "2", "-pp", "2"], ["--pipeline-parallel-size 2"]),
         (["-dp", "2", "--enable-expert-parallel", "--additional-config.expert_parallel", "4"], ["4", "2"]),
-        (["--distributed-executor-backend", "ray"], ["ray"]),
+        (["--data-parallel-backend", "ray", "--headless"], ["--headless with --data-parallel-backend ray"]),
         (["--kv-cache-dtype", "fp8"], ["--kv-cache-dtype", "fp8"]),
     ],
 )
