@@ -1,4 +1,4 @@
-"""What `serve` makes of a Ray driver's answers: a stand-in for the interpreter plays the driver, without Ray."""
+"""What `serve` makes of a Ray driver's answers: a stand-in for the interpreter plays the driver."""
 
 import hashlib
 import json
@@ -27,7 +27,8 @@ for line in link.makefile():
         if answer == "run":  # as agents do, on this host
             inside, lifeline = os.pipe()
             for command in request["commands"]:
-                env = os.environ | {k: v for k, v in request["set"].items() if v} | {"TESSERA_LIFELINE": str(inside)}
+                env = os.environ | {name: text for name, text in request["set"].items() if text}
+                env["TESSERA_LIFELINE"] = str(inside)
                 subprocess.Popen(command, env=env, pass_fds=[inside])
             continue
         out.write((answer if isinstance(answer, str) else json.dumps(answer)) + "\\n")
