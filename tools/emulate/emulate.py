@@ -20,7 +20,7 @@ import bochscpu
 import bochscpu.cpu
 import bochscpu.memory
 
-PAGE, GIB = 4096, 1 << 30
+PAGE, GIB, MAP_FIXED = 4096, 1 << 30, 0x10
 MEMORY_BYTES = 8 * GIB  # reserved, not touched
 TABLES, DIRECTORY, RETURN = 0x1000, 0x2000, 0x3000  # the CPU's own pages, below the program
 LOADER_AT, PROGRAM_AT = 0x8000000, 0x10000000
@@ -173,6 +173,7 @@ class Linux:
         self.threads = [Thread(1000)]
         self.current, self.next_number = self.threads[0], 1001
         self.exit_code = self.failure = None
+        self.shared = {}  # inode: address
         self.calls = {
             0: self.read, 1: self.write, 3: self.close, 8: self.seek, 9: self.map, 11: self.unmap,
             12: self.brk,
@@ -188,7 +189,7 @@ class Linux:
         self.passed_on = {
             4: (0, 1), 5: (1,), 6: (0, 1), 16: (2,), 18: (1,), 21: (0,), 63: (0,), 72: (), 77: (), 79: (0,),
             83: (0,), 84: (0,), 87: (0,), 89: (0, 1), 97: (1,), 99: (0,), 137: (0, 1), 217: (1,), 221: (),
-            258: (1,), 262: (1, 2), 263: (1,), 267: (1, 2), 269: (1,), 285: (), 332: (1, 4),
+            258: (1,), 262: (1, 2), 263: (1,), 267: (1, 2), 269: (1,), 285: (), 319: (0,), 332: (1, 4),
         }  # fmt: skip
 
     def call(self, cpu):
@@ -251,14 +252,21 @@ class Linux:
             self.heap_end = end
         return self.heap_end
 
-    def map(self, address, size, _, flags, file, offset):
-        if flags & mmap.MAP_FIXED if hasattr(mmap, "MAP_FIXED") else flags & 0x10:
+    def map(self, address, size, protection, flags, file, offset):
+        if flags & MAP_FIXED:
             self.memory.write(address, bytes(whole_pages(size)))
         else:
             address = self.memory.take(size)
+        if flags & mmap.MAP_ANONYMOUS:
+            return address
+        file = ctypes.c_int32(file & 0xFFFFFFFF).value
+        if flags & mmap.MAP_SHARED and protection & mmap.PROT_WRITE:
+            # Its threads see one memory; nothing is written back to the file, and it is never given up.
+            inode = os.fstat(file).st_ino
+            return self.shared.setdefault(inode, address)
         done = 0
-        while not flags & mmap.MAP_ANONYMOUS and done < size:
-            data = os.pread(ctypes.c_int32(file & 0xFFFFFFFF).value, min(size - done, 1 << 24), offset + done)
+        while done < size:
+            data = os.pread(file, min(size - done, 1 << 24), offset + done)
             if not data:
                 break
             self.memory.write(address + done, data)
@@ -266,7 +274,8 @@ class Linux:
         return address
 
     def unmap(self, address, size, *_):
-        self.memory.give(address, size)
+        if address not in self.shared.values():
+            self.memory.give(address, size)
         return 0
 
     def remap(self, address, old, new, *_):
