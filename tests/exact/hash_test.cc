@@ -262,7 +262,8 @@ TEST(Hash, IsTheSameEverywhere) {
     if (!kernels::ForIsa(cell.isa) || cell.degrees.world() > MaxRanks()) continue;
     if (MaxRanks() < 16 && i % 4 != 0) continue;  // under a sanitizer a part must do
     if (one_isa && (mode != kernels::IsaName(cell.isa) || cell.degrees.world() > 1)) continue;
-    if (full || one_isa) std::printf("%zu of %zu: %s\n", i + 1, rows.size(), Name(cell).c_str()), std::fflush(stdout);
+    if (full || one_isa)
+      std::printf("%zu of %zu: %s\n", i + 1, rows.size(), Name(cell).c_str()), std::fflush(stdout);
     ++tested;
     EXPECT_EQ(HashOf(cell, *model), expected) << Name(cell);
   }
