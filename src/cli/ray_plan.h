@@ -18,8 +18,8 @@ namespace tessera::cli {
 struct RayPlan {
   std::string python;  // as --ray-python, may be empty
   RayRequest request;
-  std::vector<std::string>
-      node_flags;  // of every node's `serve`; its ranks and the head's address come later
+  // Of every node's `serve`; its ranks and the head's address come later.
+  std::vector<std::string> node_flags;
   // As RayCluster::Start: variables that are the head's, and those that a node may lack.
   std::map<std::string, std::optional<std::string>> set;
   std::map<std::string, std::string> defaults;

@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <spawn.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -18,6 +17,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "cluster/spawn.h"
 #include "comm/shared_memory.h"
 
 namespace tessera {
@@ -25,10 +25,6 @@ namespace {
 
 constexpr size_t kLastLines = 8;
 constexpr size_t kMaxLineBytes = 2000;
-
-int OpenPidfd(pid_t process) {
-  return static_cast<int>(syscall(SYS_pidfd_open, process, 0));
-}
 
 // What a rank writes, line by line, and the last of it.
 class Words {
@@ -71,45 +67,16 @@ std::string HowItEnded(const siginfo_t& info) {
   return Format("was killed by signal {} ({})", info.si_status, strsignal(info.si_status));
 }
 
-// A copy out of the way of the low numbers that the child gets.
-Socket High(int descriptor) {
-  return Socket(fcntl(descriptor, F_DUPFD_CLOEXEC, 16));
-}
-
 // Starts `tessera rank R dp D tp T` with the link, the memory and a pipe for its words.
-Result<pid_t> Spawn(const Topology& topology, int link_end, int memory_end, int words_end) {
-  const Socket link = High(link_end);
-  const Socket memory = High(memory_end);
-  const Socket words = High(words_end);
-  const std::string rank = std::to_string(topology.rank());
-  const std::string dp = std::to_string(topology.dp_rank());
-  const std::string tp = std::to_string(topology.tp_rank());
-  std::vector<const char*> arguments = {"tessera",  "rank", rank.c_str(), "dp",
-                                        dp.c_str(), "tp",   tp.c_str(),   nullptr};
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-  posix_spawn_file_actions_adddup2(&actions, words.descriptor(), STDOUT_FILENO);
-  posix_spawn_file_actions_adddup2(&actions, words.descriptor(), STDERR_FILENO);
-  posix_spawn_file_actions_adddup2(&actions, link.descriptor(), kRankLinkDescriptor);
-  posix_spawn_file_actions_adddup2(&actions, memory.descriptor(), kRankMemoryDescriptor);
-  posix_spawnattr_t attributes;
-  posix_spawnattr_init(&attributes);
-  // Ctrl-C is for the server, which tells its ranks; they start with no signal blocked or ignored.
-  sigset_t none, all;
-  sigemptyset(&none);
-  sigfillset(&all);
-  posix_spawnattr_setsigmask(&attributes, &none);
-  posix_spawnattr_setsigdefault(&attributes, &all);
-  posix_spawnattr_setpgroup(&attributes, 0);
-  posix_spawnattr_setflags(&attributes,
-                           POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
-  pid_t process = -1;
-  const int error = posix_spawn(&process, "/proc/self/exe", &actions, &attributes,
-                                const_cast<char* const*>(arguments.data()), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  posix_spawnattr_destroy(&attributes);
-  if (error != 0) return Fail(ErrorKind::kUnavailable, "rank {} cannot start: {}", rank, strerror(error));
+Result<pid_t> SpawnRank(const Topology& topology, int link_end, int memory_end, int words_end) {
+  const auto text = [](int number) { return std::to_string(number); };
+  const int descriptors[] = {-1, words_end, words_end, link_end, memory_end};
+  static_assert(kRankLinkDescriptor == 3 && kRankMemoryDescriptor == 4);
+  auto process = Spawn("/proc/self/exe",
+                       {"tessera", "rank", text(topology.rank()), "dp", text(topology.dp_rank()), "tp",
+                        text(topology.tp_rank())},
+                       descriptors);
+  if (!process) return Fail(ErrorKind::kUnavailable, "rank {}: {}", topology.rank(), process.error().message);
   return process;
 }
 
@@ -142,9 +109,9 @@ Status NodeAgent::Content::StartRank(int local_rank, int memory) {
   const Socket words_out(words[1]);
   // The rank's end may block; what it writes must not be lost.
   fcntl(words[1], F_SETFL, fcntl(words[1], F_GETFL) & ~O_NONBLOCK);
-  ASSIGN_OR_RETURN(process->id, Spawn(Topology(options.degrees, process->rank), pair.second.descriptor(),
-                                      memory, words_out.descriptor()));
-  process->pidfd = Socket(OpenPidfd(process->id));
+  ASSIGN_OR_RETURN(process->id, SpawnRank(Topology(options.degrees, process->rank), pair.second.descriptor(),
+                                          memory, words_out.descriptor()));
+  process->pidfd = OpenPidfd(process->id);
   process->link = FrameLink(std::move(pair.first), 0);
   ++num_running;  // no thread yet
   processes.push_back(std::move(process));

@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <spawn.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -29,6 +28,7 @@
 #include "base/net.h"
 #include "base/sha256.h"
 #include "cluster/ray_driver.h"
+#include "cluster/spawn.h"
 
 namespace tessera {
 namespace {
@@ -46,43 +46,9 @@ constexpr seconds kConnectLimit{90}, kStartLimit{90}, kChecksLimit{120}, kStopLi
 
 // ------------------------------------------------------------------------------------------ the interpreter
 
-// Starts `arguments[0]` with those descriptors as 0 to n - 1; null input where one is -1.
-Result<pid_t> Spawn(const std::vector<std::string>& arguments, const std::vector<int>& descriptors) {
-  std::vector<char*> words;
-  for (const std::string& argument : arguments) words.push_back(const_cast<char*>(argument.c_str()));
-  words.push_back(nullptr);
-  std::vector<Socket> high;  // out of the way of the numbers that the child gets
-  for (const int descriptor : descriptors) high.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 16));
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  for (size_t i = 0; i < high.size(); ++i) {
-    if (high[i].open()) {
-      posix_spawn_file_actions_adddup2(&actions, high[i].descriptor(), static_cast<int>(i));
-    } else {
-      posix_spawn_file_actions_addopen(&actions, static_cast<int>(i), "/dev/null", O_RDWR, 0);
-    }
-  }
-  posix_spawnattr_t attributes;
-  posix_spawnattr_init(&attributes);
-  sigset_t none, all;
-  sigemptyset(&none);
-  sigfillset(&all);
-  posix_spawnattr_setsigmask(&attributes, &none);
-  posix_spawnattr_setsigdefault(&attributes, &all);
-  posix_spawnattr_setpgroup(&attributes, 0);
-  posix_spawnattr_setflags(&attributes,
-                           POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
-  pid_t process = -1;
-  const int error = posix_spawn(&process, words[0], &actions, &attributes, words.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  posix_spawnattr_destroy(&attributes);
-  if (error != 0) return Fail(ErrorKind::kUnavailable, "{} cannot start: {}", arguments[0], strerror(error));
-  return process;
-}
-
 bool ImportsRay(const std::string& python) {
   constexpr char kTry[] = "import importlib.util, sys; sys.exit(importlib.util.find_spec('ray') is None)";
-  const auto process = Spawn({python, "-c", kTry}, {-1, -1, -1});
+  const auto process = Spawn(python, {python, "-c", kTry}, std::vector{-1, -1, -1});
   int status = 0;
   return process && waitpid(*process, &status, 0) == *process && WIFEXITED(status) &&
          WEXITSTATUS(status) == 0;
@@ -213,11 +179,12 @@ Status RayCluster::Content::Launch(const std::string& python) {
   fcntl(words[0], F_SETFL, fcntl(words[0], F_GETFL) | O_NONBLOCK);
   // The driver's end blocks.
   fcntl(pair.second.descriptor(), F_SETFL, fcntl(pair.second.descriptor(), F_GETFL) & ~O_NONBLOCK);
-  ASSIGN_OR_RETURN(process, Spawn({python, Format("/proc/self/fd/{}", kSourceDescriptor),
-                                   std::to_string(kDriverDescriptor)},
-                                  {-1, words_out.descriptor(), words_out.descriptor(),
-                                   pair.second.descriptor(), source.descriptor()}));
-  pidfd = Socket(static_cast<int>(syscall(SYS_pidfd_open, process, 0)));
+  const std::vector<std::string> arguments = {python, Format("/proc/self/fd/{}", kSourceDescriptor),
+                                              std::to_string(kDriverDescriptor)};
+  const std::vector<int> descriptors = {-1, words_out.descriptor(), words_out.descriptor(),
+                                        pair.second.descriptor(), source.descriptor()};
+  ASSIGN_OR_RETURN(process, Spawn(python, arguments, descriptors));
+  pidfd = OpenPidfd(process);
   link = std::move(pair.first);
   wake = Socket(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   reader = std::thread([this] { Read(); });

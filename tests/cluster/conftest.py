@@ -2,9 +2,7 @@
 
 import pytest
 from launch import Host, Launcher, network, why_no_namespaces
-from questions import ask_all
-
-SMALL = ("--max-model-len", "512", "--block-size", "32", "--port", "0")
+from questions import answers_of_one_process
 
 
 @pytest.fixture
@@ -25,14 +23,7 @@ def launch_shared(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory):
     """The answers of one process with one rank."""
-    launcher = Launcher(tmp_path_factory.mktemp("reference"))
-    try:
-        program = launcher(*SMALL).wait_ready()
-        answers = ask_all(program, leavers=0)
-        assert program.stop() == 0
-        return answers
-    finally:
-        launcher.clean()
+    return answers_of_one_process(tmp_path_factory.mktemp("reference"))
 
 
 def hosts_of(count):

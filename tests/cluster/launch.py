@@ -21,6 +21,7 @@ import uuid
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BINARY = pathlib.Path(os.environ.get("TESSERA_BUILD", ROOT / "build/release")) / "tessera"
 MODEL = "models/tiny-r1"
+SMALL = ("--max-model-len", "512", "--block-size", "32", "--port", "0")
 START_LIMIT_S = 90  # of a world whose ranks share few cores
 END_LIMIT_S = 20
 CLONE_NEWNET = 0x40000000

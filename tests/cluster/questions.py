@@ -5,6 +5,8 @@ import hashlib
 import json
 import random
 
+from launch import SMALL, Launcher
+
 LONG = [3 + (7 * i * i + 5 * i) % 1500 for i in range(170)]  # more than one block, many chunks of 8
 
 COMPLETIONS = {
@@ -110,3 +112,15 @@ def assert_same(answers, reference):
     for name, expected in reference.items():
         assert answers[name] == expected, name
     assert digest(answers) == digest(reference)
+
+
+def answers_of_one_process(folder):
+    """What one process with one rank answers to all of them."""
+    launcher = Launcher(folder)
+    try:
+        program = launcher(*SMALL).wait_ready()
+        answers = ask_all(program, leavers=0)
+        assert program.stop() == 0
+        return answers
+    finally:
+        launcher.clean()

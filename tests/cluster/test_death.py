@@ -8,8 +8,7 @@ import signal
 import time
 
 import pytest
-from conftest import SMALL
-from launch import Host, Streamed, free_port, wait_for
+from launch import SMALL, Host, Streamed, free_port, wait_for
 
 FOREVER = {"prompt": "Once upon a time", "max_tokens": 450, "temperature": 1, "seed": 1, "ignore_eos": True}
 FLAGS = (*SMALL, "-dp", "2", "-tp", "2", "--data-parallel-size-local", "1")

@@ -3,8 +3,7 @@
 import signal
 
 import pytest
-from conftest import SMALL
-from launch import MODEL, ROOT, wait_for
+from launch import MODEL, ROOT, SMALL, wait_for
 from questions import ask, ask_all, assert_same
 
 # Where the control port is that the tutorial names.

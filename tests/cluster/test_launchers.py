@@ -5,8 +5,7 @@ import shlex
 
 import pytest
 import yaml
-from conftest import SMALL
-from launch import MODEL, ROOT, Host, free_port, wait_for
+from launch import MODEL, ROOT, SMALL, Host, free_port, wait_for
 from questions import ask, assert_same
 
 DEPLOY = ROOT / "deploy"

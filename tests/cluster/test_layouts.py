@@ -12,8 +12,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import SMALL
-from launch import BINARY, MODEL, ROOT, Streamed
+from launch import BINARY, MODEL, ROOT, SMALL, Streamed
 from questions import ask_all, assert_same
 
 EP = "--additional-config.expert_parallel"

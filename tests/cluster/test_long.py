@@ -5,8 +5,7 @@ import os
 import pathlib
 import random
 
-from conftest import SMALL
-from launch import wait_for
+from launch import SMALL, wait_for
 from questions import LONG, ask, assert_same, leave_early, questions
 
 REQUESTS = 10_000 if os.environ.get("TESSERA_LONG") == "1" else 1_000

@@ -5,8 +5,7 @@ import socket
 import time
 
 import pytest
-from conftest import SMALL
-from launch import MODEL, ROOT, free_port, wait_for
+from launch import MODEL, ROOT, SMALL, free_port, wait_for
 
 LIMIT_S = 5
 FLAGS = {

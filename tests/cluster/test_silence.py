@@ -5,8 +5,7 @@ import signal
 import time
 
 import pytest
-from conftest import SMALL
-from launch import Streamed, ip
+from launch import SMALL, Streamed, ip
 
 FOREVER = {"prompt": "Once upon a time", "max_tokens": 450, "temperature": 1, "seed": 1, "ignore_eos": True}
 LIMIT_S = 2

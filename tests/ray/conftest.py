@@ -11,7 +11,7 @@ sys.path.append(str(ROOT / "tests/cluster"))
 
 from launch import Launcher, network, why_no_namespaces  # noqa: E402
 from nodes import Cluster  # noqa: E402
-from questions import ask_all  # noqa: E402
+from questions import answers_of_one_process  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +52,4 @@ def serve(cluster, tmp_path):
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory):
     """The answers of one process with one rank."""
-    launcher = Launcher(tmp_path_factory.mktemp("reference"))
-    try:
-        program = launcher("--max-model-len", "512", "--block-size", "32", "--port", "0").wait_ready()
-        answers = ask_all(program, leavers=0)
-        assert program.stop() == 0
-        return answers
-    finally:
-        launcher.clean()
+    return answers_of_one_process(tmp_path_factory.mktemp("reference"))

@@ -6,10 +6,9 @@ import subprocess
 import time
 
 import pytest
-from launch import MODEL, ROOT, Streamed, wait_for
+from launch import MODEL, ROOT, SMALL, Streamed, wait_for
 from questions import ask_all, assert_same
 
-SMALL = ("--max-model-len", "512", "--block-size", "32", "--port", "0")
 FOREVER = {"prompt": "Once upon a time", "max_tokens": 450, "temperature": 1, "seed": 1, "ignore_eos": True}
 YAML = ROOT / "tests/yaml/predict_tiny_r1_w8a8_ep4tp4.yaml"
 

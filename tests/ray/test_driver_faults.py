@@ -5,10 +5,9 @@ import json
 import os
 
 import pytest
-from launch import BINARY, ROOT, Launcher
+from launch import BINARY, ROOT, SMALL, Launcher
 from questions import ask, assert_same
 
-SMALL = ("--max-model-len", "512", "--block-size", "32", "--port", "0")
 TP2 = (*SMALL, "-tp", "2", "--distributed-executor-backend=ray")
 PLAYER = """#!/usr/bin/python3
 import json, os, socket, subprocess, sys
