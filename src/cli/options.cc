@@ -41,7 +41,7 @@ std::vector<Flag> ModelFlags(EngineFlags& o) {
        "default sampling on top of that: temperature, top_p, top_k, min_p, repetition_penalty, "
        "max_new_tokens",
        kModel},
-      {"dtype", "", OnlyFlag{{"auto", "bfloat16"}}, "activations are bf16 in tessera-1", kModel},
+      {"dtype", "", OnlyFlag{{"auto", "bfloat16"}}, "activations are bf16 in tessera-2", kModel},
       {"load-format", "", OnlyFlag{{"auto", "safetensors"}}, "only safetensors are read", kModel},
   };
 }
@@ -72,7 +72,7 @@ std::vector<Flag> SchedulerFlags(EngineFlags& o) {
        "slower than some; 0: all",
        kScheduler},
       {"scheduling-policy", "", OnlyFlag{{"fcfs"}}, kNotYet, kScheduler},
-      {"kv-cache-dtype", "", OnlyFlag{{"auto", "bfloat16"}}, "the cache is bf16 in tessera-1", kScheduler},
+      {"kv-cache-dtype", "", OnlyFlag{{"auto", "bfloat16"}}, "the cache is bf16 in tessera-2", kScheduler},
       {"stream-interval", "", OnlyFlag{{"1"}}, kNotYet, kScheduler},
       {"max-num-partial-prefills", "", OnlyFlag{{"1"}}, kNotYet, kScheduler},
       {"max-long-partial-prefills", "", OnlyFlag{{"1"}}, kNotYet, kScheduler},

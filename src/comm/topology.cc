@@ -43,7 +43,7 @@ Status CheckDegrees(const Degrees& degrees, const LayoutShape& shape) {
   }
   if (shape.num_leaves % degrees.tp != 0) {
     return Invalid(
-        "tensor parallel size {}: it must divide {}, the parts that tessera-1 cuts every row-parallel linear "
+        "tensor parallel size {}: it must divide {}, the parts that tessera-2 cuts every row-parallel linear "
         "into",
         degrees.tp, shape.num_leaves);
   }

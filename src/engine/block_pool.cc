@@ -5,20 +5,24 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/format.h"
+#include "kernels/kernels.h"
 
 namespace tessera {
 
 BlockKey RootKey(std::string_view salt) {
-  std::string text = "tessera-1 prefix\n";
+  std::string text = Format("{} prefix\n", kernels::kNumerics);
   text += salt;
   return HashSha256(std::as_bytes(std::span(text)));
 }
 
-BlockKey ChildKey(const BlockKey& parent, std::span<const int32_t> tokens) {
+BlockKey ChildKey(const BlockKey& parent, std::span<const int32_t> tokens, int32_t num_expanded) {
   thread_local std::vector<std::byte> bytes;
-  bytes.resize(parent.size() + tokens.size_bytes());
-  std::memcpy(bytes.data(), parent.data(), parent.size());
-  std::memcpy(bytes.data() + parent.size(), tokens.data(), tokens.size_bytes());
+  bytes.resize(parent.size() + tokens.size_bytes() + sizeof(num_expanded));
+  std::byte* at = bytes.data();
+  std::memcpy(at, parent.data(), parent.size());
+  std::memcpy(at + parent.size(), tokens.data(), tokens.size_bytes());
+  std::memcpy(at + parent.size() + tokens.size_bytes(), &num_expanded, sizeof(num_expanded));
   return HashSha256(bytes);
 }
 

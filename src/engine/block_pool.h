@@ -14,12 +14,13 @@
 
 namespace tessera {
 
-// The content of a full block and of everything before it: SHA-256 of (parent's key, token ids). The parent
-// of a first block is the root of its salt, so that tenants with different salts never meet. The name of the
-// numerics is part of the root: bits of another scheme are another content.
+// The content of a full block and of everything before it: SHA-256 of (parent's key, token ids, how many of
+// them are computed in the expanded form). The parent of a first block is the root of its salt, so that
+// tenants with different salts never meet. The name of the numerics is part of the root: bits of another
+// scheme are another content.
 using BlockKey = Sha256;
 BlockKey RootKey(std::string_view salt);
-BlockKey ChildKey(const BlockKey& parent, std::span<const int32_t> tokens);
+BlockKey ChildKey(const BlockKey& parent, std::span<const int32_t> tokens, int32_t num_expanded);
 
 class BlockPool {
  public:

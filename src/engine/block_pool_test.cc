@@ -15,7 +15,7 @@ namespace {
 
 BlockKey KeyOf(int content) {
   const int32_t tokens[] = {content};
-  return ChildKey(RootKey(""), tokens);
+  return ChildKey(RootKey(""), tokens, 0);
 }
 
 // The same contract, written for reading.
@@ -163,10 +163,11 @@ TEST(BlockPool, EvictsTailsBeforeHeadsAndTheUnfindableFirst) {
 
 TEST(BlockPool, KeysDependOnParentTokensAndSalt) {
   const int32_t a[] = {1, 2}, b[] = {2, 1};
-  EXPECT_NE(ChildKey(RootKey(""), a), ChildKey(RootKey(""), b));
-  EXPECT_NE(ChildKey(RootKey(""), a), ChildKey(RootKey("tenant"), a));
-  EXPECT_NE(ChildKey(ChildKey(RootKey(""), a), a), ChildKey(RootKey(""), a));
-  EXPECT_EQ(ChildKey(RootKey("tenant"), a), ChildKey(RootKey("tenant"), a));
+  EXPECT_NE(ChildKey(RootKey(""), a, 0), ChildKey(RootKey(""), b, 0));
+  EXPECT_NE(ChildKey(RootKey(""), a, 0), ChildKey(RootKey("tenant"), a, 0));
+  EXPECT_NE(ChildKey(ChildKey(RootKey(""), a, 0), a, 0), ChildKey(RootKey(""), a, 0));
+  EXPECT_NE(ChildKey(RootKey(""), a, 1), ChildKey(RootKey(""), a, 0));
+  EXPECT_EQ(ChildKey(RootKey("tenant"), a, 0), ChildKey(RootKey("tenant"), a, 0));
 }
 
 TEST(BlockPoolDeathTest, BlockFreedTwice) {

@@ -60,14 +60,15 @@ const BlockKey& Sequence::block_key(int index, int block_size) {
   while (static_cast<int>(keys_.size()) <= index) {
     const int first = static_cast<int>(keys_.size()) * block_size;
     CHECK_LE(first + block_size, num_known());
+    const int num_expanded = std::clamp(NumExpanded(num_prompt()) - first, 0, block_size);
     const BlockKey parent = keys_.empty() ? RootKey(request_->cache_salt) : keys_.back();
     if (first + block_size <= num_prompt()) {
-      keys_.push_back(ChildKey(parent, std::span(request_->prompt).subspan(first, block_size)));
+      keys_.push_back(ChildKey(parent, std::span(request_->prompt).subspan(first, block_size), num_expanded));
       continue;
     }
     std::vector<int32_t> tokens(block_size);
     for (int i = 0; i < block_size; ++i) tokens[i] = token(first + i);
-    keys_.push_back(ChildKey(parent, tokens));
+    keys_.push_back(ChildKey(parent, tokens, num_expanded));
   }
   return keys_[index];
 }

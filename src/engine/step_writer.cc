@@ -92,6 +92,7 @@ void AppendSlice(const Sequence& sequence, int num_tokens, GroupStep& step) {
   step.sequences.push_back({.first_token = first_token,
                             .num_tokens = num_tokens,
                             .num_computed = begin,
+                            .num_expanded = NumExpanded(sequence.num_prompt()),
                             .first_block = Size(step.block_ids),
                             .num_blocks = Size(sequence.blocks)});
   Append(sequence.blocks, step.block_ids);

@@ -2,8 +2,8 @@
 // included after gemm-inl.h, inside its namespace and target region. The meaning is Attention in
 // reference.cc.
 //
-// Scores: query rows lie in vector lanes, a pair of the cache is broadcast, so one pass over a latent row
-// serves every head and token of the tile. Output: latent columns lie in lanes, a pair of probabilities is
+// Scores: query rows lie in vector lanes, a pair of the cache is broadcast, so one pass over a row of it
+// serves every head and token of the tile. Output: columns of the value lie in lanes, a pair of probabilities is
 // broadcast. Both are pair chains in canonical order, blocked like a matrix product: the panel of the operand
 // that lies in lanes stays in L1 while all rows of the other one pass it, out of L2.
 
@@ -24,10 +24,10 @@ struct AttentionPass {
 
   AttentionPass(const AttentionTile& the_tile, void* the_scratch)
       : tile(the_tile),
-        places(the_tile.latent, the_tile.rope),
+        places(the_tile.key_width, the_tile.value_width),
         scratch(static_cast<std::byte*>(the_scratch)),
         row_vectors((the_tile.num_rows + kLanes - 1) / kLanes),
-        part(scratch + places.block(), the_tile.latent) {}
+        part(scratch + places.block(), the_tile.value_width) {}
 
   using Element = LanePairOp::Element;
   // The panel of queries that begins with vector v: [pair][row of the panel] pairs.
@@ -68,13 +68,14 @@ inline void PackQueries(AttentionPass& pass) {
       Bf16 rest[kLanes][8] = {};
       for (int pair = 0; pair < pairs; pair += 4) {
         const int words = pairs - pair < 4 ? pairs - pair : 4;
+        const int left = tile.key_width - pair * 2;
         for (int lane = 0; lane < kLanes; ++lane) {
-          if (words == 4) break;
-          for (int i = 0; i < words * 2; ++i) rest[lane][i] = rows[lane][pair * 2 + i];
+          if (left >= 8) break;
+          for (int i = 0; i < left; ++i) rest[lane][i] = rows[lane][pair * 2 + i];
           rows[lane] = rest[lane];
         }
         I columns[4];
-        LoadColumns(rows, words == 4 ? pair * 2 : 0, columns);
+        LoadColumns(rows, left >= 8 ? pair * 2 : 0, columns);
         for (int i = 0; i < words; ++i, to += n * 2) LanePairOp::StoreWords(to, n, columns[i]);
       }
     }
@@ -83,7 +84,7 @@ inline void PackQueries(AttentionPass& pass) {
 }
 
 inline void FindCacheRows(AttentionPass& pass) {
-  const LatentPages& pages = pass.tile.pages;
+  const CachePages& pages = pass.tile.pages;
   for (int t = 0; t < pass.block_count;) {
     const int position = pass.block_begin + t;
     const int offset = position % pages.block_size;
@@ -181,8 +182,8 @@ inline void ScoreTile(const AttentionPass& pass, int begin, int count) {
   count = (count + kGroup - 1) / kGroup * kGroup;
   const LanePairOp::Element* keys[AttentionScratch::kTilePositions];
   for (int t = 0; t < count; ++t) {
-    keys[t] = LanePairOp::Key(pass.cache_rows[begin + t], pass.tile.width(),
-                              pass.rows() + int64_t{t} * pass.places.padded_width);
+    keys[t] = LanePairOp::Key(pass.cache_rows[begin + t] + pass.tile.key_begin, pass.tile.key_width,
+                              pass.rows() + int64_t{t} * pass.places.padded_key);
   }
   const int pairs = pass.places.query_pairs;
   for (int from = 0; from < pairs; from += kChunk) {
@@ -252,7 +253,7 @@ inline void BlockProbabilities(AttentionPass& pass, int v) {
   StoreF(pass.part.l + v * kLanes, lanes[0]);
 }
 
-// Goes on with the output chains of all rows in the kVectors vectors of the latent from column d on, over
+// Goes on with the output chains of all rows in the kVectors vectors of the value from column d on, over
 // positions [begin, begin + count), whose values are laid out.
 template <int kVectors>
 inline void ValuePanel(const AttentionPass& pass, const LanePairOp::Element* values, int begin, int count,
@@ -264,7 +265,7 @@ inline void ValuePanel(const AttentionPass& pass, const LanePairOp::Element* val
   constexpr int kStep = AttentionPass::kProbabilityStep;
   PairBlock block = {.panel = values,
                      .num_pairs = (count + 1) / 2,
-                     .row_stride = pass.places.padded_latent,
+                     .row_stride = pass.places.padded_value,
                      .vector_stride = kLanes,
                      .first = begin == 0,
                      .scale = 1.0f};
@@ -349,37 +350,56 @@ inline bool AttendBlock(AttentionPass& pass, int block) {
     BlockProbabilities(pass, v);
   }
   constexpr int kPanel = kValueVectors * kLanes;
-  const int whole = pass.places.padded_latent / kPanel * kPanel;
+  const int whole = pass.places.padded_value / kPanel * kPanel;
   ValueColumns<kValueVectors>(pass, 0, whole);
-  ValueColumns<1>(pass, whole, pass.places.padded_latent);
+  ValueColumns<1>(pass, whole, pass.places.padded_value);
   return bad == 0;
 }
 
 // Merges a later block of one row onto `onto`, what is merged below it.
-inline void MergeRow(const AttentionPart& onto, const AttentionPart& block, int row, int padded_latent) {
+inline void MergeRow(const AttentionPart& onto, const AttentionPart& block, int row, int padded_value) {
   const float m = onto.m[row] > block.m[row] ? onto.m[row] : block.m[row];
   const float a = ScalarExp(onto.m[row] - m);
   const float b = ScalarExp(block.m[row] - m);
   onto.m[row] = m;
   onto.l[row] = __builtin_fmaf(block.l[row], b, onto.l[row] * a);
-  const float* from = block.output + int64_t{row} * padded_latent;
-  float* to = onto.output + int64_t{row} * padded_latent;
-  for (int d = 0; d < padded_latent; d += kLanes) {
+  const float* from = block.output + int64_t{row} * padded_value;
+  float* to = onto.output + int64_t{row} * padded_value;
+  for (int d = 0; d < padded_value; d += kLanes) {
     StoreF(to + d, Fma(LoadF(from + d), SetF(b), Mul(LoadF(to + d), SetF(a))));
   }
 }
 
-inline void FinishRow(const AttentionPart& merged, int row, int latent, int padded_latent, Bf16* out) {
-  const float* from = merged.output + int64_t{row} * padded_latent;
+inline void FinishRow(const AttentionPart& merged, int row, int width, int padded_value, Bf16* out) {
+  const float* from = merged.output + int64_t{row} * padded_value;
   const F l = SetF(merged.l[row]);
-  for (int d = 0; d < latent; d += kLanes) StoreBf16(out + d, Div(LoadF(from + d), l), LanesLeft(latent, d));
+  for (int d = 0; d < width; d += kLanes) StoreBf16(out + d, Div(LoadF(from + d), l), LanesLeft(width, d));
+}
+
+inline void MergeAttention(const AttentionTile& tile, int block, const void* part, int row_begin, int row_end,
+                           void* merged) {
+  const AttentionPart onto(merged, tile.value_width);
+  const AttentionPart next(part, tile.value_width);
+  for (int row = row_begin; row < row_end; ++row) {
+    if (tile.num_visible[row] > block * kAttentionBlock) {
+      MergeRow(onto, next, row, AttentionPart::Pad(tile.value_width));
+    }
+  }
+}
+
+inline void FinishAttention(const AttentionTile& tile, const void* merged, int row_begin, int row_end,
+                            Bf16* out, int64_t out_stride) {
+  const AttentionPart part(merged, tile.value_width);
+  for (int row = row_begin; row < row_end; ++row) {
+    FinishRow(part, row, tile.value_width, AttentionPart::Pad(tile.value_width), out + row * out_stride);
+  }
 }
 
 inline bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_stride,
                       uint64_t* bad_rows) {
   AttentionPass pass(tile, scratch);
   PackQueries(pass);
-  const AttentionPart merged(pass.scratch + pass.places.merged(), tile.latent);
+  const AttentionPart merged(pass.scratch + pass.places.merged(), tile.value_width);
   const AttentionPart next = pass.part;
   for (int block = 0; block < tile.num_blocks(); ++block) {
     pass.part = block == 0 ? merged : next;
@@ -388,13 +408,9 @@ inline bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64
     if (!AttendBlock(pass, block)) {
       return kScalarTable.attention(tile, scratch, out, out_stride, bad_rows);
     }
-    for (int row = 0; block > 0 && row < tile.num_rows; ++row) {
-      if (tile.num_visible[row] > pass.block_begin) MergeRow(merged, next, row, pass.places.padded_latent);
-    }
+    if (block > 0) MergeAttention(tile, block, next.output, 0, tile.num_rows, merged.output);
   }
-  for (int row = 0; row < tile.num_rows; ++row) {
-    FinishRow(merged, row, tile.latent, pass.places.padded_latent, out + row * out_stride);
-  }
+  FinishAttention(tile, merged.output, 0, tile.num_rows, out, out_stride);
   if (bad_rows != nullptr) *bad_rows = 0;
   return true;
 }
@@ -402,20 +418,6 @@ inline bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64
 inline bool AttentionBlock(const AttentionTile& tile, int block, void* scratch, void* part) {
   AttentionPass pass(tile, scratch);
   PackQueries(pass);
-  pass.part = AttentionPart(part, tile.latent);
+  pass.part = AttentionPart(part, tile.value_width);
   return AttendBlock(pass, block);
-}
-
-inline void MergeAttention(const AttentionTile& tile, void* parts, int row_begin, int row_end, Bf16* out,
-                           int64_t out_stride) {
-  const AttentionScratch places(tile.latent, tile.rope);
-  const AttentionPart merged(parts, tile.latent);
-  for (int row = row_begin; row < row_end; ++row) {
-    for (int block = 1; block * kAttentionBlock < tile.num_visible[row]; ++block) {
-      const AttentionPart next(static_cast<std::byte*>(parts) + block * AttentionPart::SizeBytes(tile.latent),
-                               tile.latent);
-      MergeRow(merged, next, row, places.padded_latent);
-    }
-    FinishRow(merged, row, tile.latent, places.padded_latent, out + row * out_stride);
-  }
 }

@@ -113,8 +113,8 @@ struct KernelCases::Content {
     tile = {.queries = {queries, kLatent + kRope},
             .num_rows = kAttentionRows,
             .pages = {cache, block_ids, kBlock, int64_t{kBlock} * kCacheStride, kCacheStride},
-            .latent = kLatent,
-            .rope = kRope,
+            .key_width = kLatent + kRope,
+            .value_width = kLatent,
             .softmax_scale = 0.1f};
   }
 
@@ -235,7 +235,7 @@ struct KernelCases::Content {
     int32_t* visible = Take<int32_t>(kAttentionRows);
     std::fill_n(visible, kAttentionRows, positions);
     tile.num_visible = visible;
-    const int64_t scratch_bytes = AttentionScratchBytes(kLatent, kRope);
+    const int64_t scratch_bytes = AttentionScratchBytes(kLatent + kRope, kLatent);
     if (scratch == nullptr) scratch = memory.Take(scratch_bytes * kMaxParts);
     const double operations = 2.0 * (2 * kLatent + kRope) * kAttentionRows * positions;
     AddCached(Format("attention r64 p{}", positions), operations, 0, Bound::kBf16,

@@ -72,12 +72,12 @@ Bf16 ToBf16(float x) {
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
-int64_t AttentionScratchBytes(int latent, int rope) {
-  return AttentionScratch(latent, rope).size_bytes();
+int64_t AttentionScratchBytes(int key_width, int value_width) {
+  return AttentionScratch(key_width, value_width).size_bytes();
 }
 
-int64_t AttentionPartBytes(int latent) {
-  return AttentionPart::SizeBytes(latent);
+int64_t AttentionPartBytes(int value_width) {
+  return AttentionPart::SizeBytes(value_width);
 }
 
 Result<const Kernels*> ForIsa(Isa isa) {

@@ -1,5 +1,5 @@
 // THE FACE of kernels/: the arithmetic of one forward pass on plain memory, by the canonical numerics
-// `tessera-1` (docs/numerics.md). No tensors, no weights, no ranks, no threads of its own.
+// `tessera-2` (docs/numerics.md). No tensors, no weights, no ranks, no threads of its own.
 //
 // One table of functions per instruction set; all tables give the same bits. `scalar` is the plain reference
 // (reference.cc): the meaning of every kernel. The table is chosen once, at start. Every thread that calls a
@@ -18,7 +18,7 @@
 namespace tessera::kernels {
 
 // The name of the arithmetic: any change of a rule that can move a bit is a new name.
-inline constexpr std::string_view kNumerics = "tessera-1";
+inline constexpr std::string_view kNumerics = "tessera-2";
 
 enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 std::string_view IsaName(Isa isa);  // "scalar", "avx2", "avx512", "avx512bf16"
@@ -129,10 +129,10 @@ struct StaticScales {
   const float* deq_scale = nullptr;     // [num_outputs]
 };
 
-// The latent cache of one layer as one sequence sees it. Position t lies at
-// base + block_ids[t / block_size] * block_stride + (t % block_size) * row_stride: [latent R | rope p] bf16,
-// then padding. row_stride is a multiple of 32.
-struct LatentPages {
+// Keys and values of one sequence: a row of bf16 for every position. Position t lies at
+// base + block_ids[t / block_size] * block_stride + (t % block_size) * row_stride; row_stride is a multiple
+// of 32.
+struct CachePages {
   const Bf16* base = nullptr;
   const int32_t* block_ids = nullptr;
   int block_size = 0;
@@ -143,17 +143,19 @@ struct LatentPages {
 inline constexpr int kAttentionBlock = 512;  // positions per canonical attention block, aligned to position 0
 inline constexpr int kAttentionRows = 64;    // query rows per tile, at most
 
-// One tile of query rows of one sequence. A row is one head of one token: [absorbed query R | rotated query
-// p].
+// One tile of query rows of one sequence. A row is one head of one token. A row of the cache holds the value
+// in columns [0, value_width) and the key in [key_begin, key_begin + key_width). In the absorbed form they
+// overlap: the key is [latent R | rope p], the value is the latent. Columns up to a multiple of 16 behind
+// either are readable and finite, and 0 behind a key of odd width.
 struct AttentionTile {
-  Bf16Rows queries;                      // num_rows rows of width() values
+  Bf16Rows queries;                      // num_rows rows of key_width values
   int num_rows = 0;                      // 1 .. kAttentionRows
   const int32_t* num_visible = nullptr;  // [num_rows]: positions 0 .. num_visible-1 are visible; at least 1
-  LatentPages pages;
-  int latent = 0;  // R, even
-  int rope = 0;    // p, even
+  CachePages pages;
+  int key_begin = 0;  // a multiple of 2
+  int key_width = 0;
+  int value_width = 0;
   float softmax_scale = 0;
-  int width() const { return latent + rope; }
   int num_blocks() const {  // that any row sees
     int positions = 0;
     for (int row = 0; row < num_rows; ++row) {
@@ -164,8 +166,8 @@ struct AttentionTile {
 };
 // Bytes of scratch that attention of a tile needs, and of the part that one block of it gives; both 64-byte
 // aligned.
-int64_t AttentionScratchBytes(int latent, int rope);
-int64_t AttentionPartBytes(int latent);
+int64_t AttentionScratchBytes(int key_width, int value_width);
+int64_t AttentionPartBytes(int value_width);
 
 inline constexpr int kMaxBlock = 256;  // values per block of `max`
 inline int NumMaxBlocks(int n) {
@@ -248,19 +250,21 @@ struct Kernels {
   void (*gemm_float)(const float* in, int64_t in_stride, const PackedFloat& weight, int num_rows,
                      int panel_begin, int panel_end, float* out, int64_t out_stride);
 
-  // -- Attention of one tile over all its blocks: out[row][0..R) = bf16(o / l), by the rules "attention
+  // -- Attention of one tile over all its blocks: out[row][0..value_width) = bf16(o / l), by the rules "attention
   // block" and "blocks". Returns false, and still writes, when a visible score is not finite in any row
   // (bad_rows, a bit per row, says which; it may be null). Rows beside it stay exact. l sums the bf16
   // probabilities. No position is read that no row sees.
   bool (*attention)(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_stride,
                     uint64_t* bad_rows);
-  // The same in two steps, so that threads share a tile with many blocks: each of its num_blocks() blocks
-  // gives a part; then the parts of a tile, AttentionPartBytes apart in the order of blocks, are merged for
-  // rows [row_begin, row_end), to out[row]. The first part is overwritten. Where a block gives false (a
-  // visible score is not finite), `attention` has to answer for the tile.
+  // The same in steps, so that threads share a tile with many blocks: each of its num_blocks() blocks gives
+  // a part; the later ones are merged onto the first, upwards; the merged part gives the answer. The last two
+  // do rows [row_begin, row_end). Where a block gives false (a visible score is not finite), `attention` has
+  // to answer for the tile.
   bool (*attention_block)(const AttentionTile& tile, int block, void* scratch, void* part);
-  void (*attention_merge)(const AttentionTile& tile, void* parts, int row_begin, int row_end, Bf16* out,
-                          int64_t out_stride);
+  void (*attention_merge)(const AttentionTile& tile, int block, const void* part, int row_begin, int row_end,
+                          void* merged);
+  void (*attention_finish)(const AttentionTile& tile, const void* merged, int row_begin, int row_end,
+                           Bf16* out, int64_t out_stride);
 };
 
 // The table of one instruction set. kInvalid, naming both, when the CPU lacks it. AVX2 and the scalar

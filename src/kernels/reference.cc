@@ -327,7 +327,7 @@ void GemmFloat(const float* in, int64_t in_stride, const PackedFloat& weight, in
 
 // ---- Attention
 
-const Bf16* CacheRow(const LatentPages& pages, int position) {
+const Bf16* CacheRow(const CachePages& pages, int position) {
   return pages.base + pages.block_ids[position / pages.block_size] * pages.block_stride +
          position % pages.block_size * pages.row_stride;
 }
@@ -345,10 +345,11 @@ void ScoreBlock(const AttentionTile& tile, int row, int begin, int count, BlockS
   float scores[kAttentionBlock];
   block->m = FromBits(0xff800000);
   for (int t = 0; t < count; ++t) {
-    const Bf16* key = CacheRow(tile.pages, begin + t);
+    const Bf16* key = CacheRow(tile.pages, begin + t) + tile.key_begin;
     float acc = 0;
-    for (int k = 0; k < tile.width(); k += 2) {
-      acc = Fma(ToFloat(query[k + 1]), ToFloat(key[k + 1]), acc);
+    for (int k = 0; k < tile.key_width; k += 2) {
+      const bool both = k + 1 < tile.key_width;
+      acc = Fma(both ? ToFloat(query[k + 1]) : 0.0f, both ? ToFloat(key[k + 1]) : 0.0f, acc);
       acc = Fma(ToFloat(query[k]), ToFloat(key[k]), acc);
     }
     scores[t] = acc * tile.softmax_scale;
@@ -363,7 +364,7 @@ void ScoreBlock(const AttentionTile& tile, int row, int begin, int count, BlockS
   block->l = FoldLanes(lanes);
 }
 
-// o of the block at one latent column. A pair's second position beyond the visible ones counts as zero.
+// o of the block at one column of the value. A pair's second position beyond the visible ones counts as zero.
 float BlockOutput(const AttentionTile& tile, const BlockScores& block, int begin, int count, int column) {
   float acc = 0;
   for (int t = 0; t < count; t += 2) {
@@ -382,8 +383,8 @@ bool AttendRow(const AttentionTile& tile, int row, int begin, const AttentionPar
   ScoreBlock(tile, row, begin, count, &block);
   part.m[row] = block.m;
   part.l[row] = block.l;
-  float* output = part.output + int64_t{row} * AttentionPart::Pad(tile.latent);
-  for (int d = 0; d < tile.latent; ++d) output[d] = BlockOutput(tile, block, begin, count, d);
+  float* output = part.output + int64_t{row} * AttentionPart::Pad(tile.value_width);
+  for (int d = 0; d < tile.value_width; ++d) output[d] = BlockOutput(tile, block, begin, count, d);
   return block.finite;
 }
 
@@ -392,8 +393,8 @@ void MergeRow(const AttentionTile& tile, int row, const AttentionPart& onto, con
   const float m = onto.m[row] > block.m[row] ? onto.m[row] : block.m[row];
   const float a = Exp(onto.m[row] - m);
   const float b = Exp(block.m[row] - m);
-  const int64_t at = int64_t{row} * AttentionPart::Pad(tile.latent);
-  for (int d = 0; d < tile.latent; ++d) {
+  const int64_t at = int64_t{row} * AttentionPart::Pad(tile.value_width);
+  for (int d = 0; d < tile.value_width; ++d) {
     onto.output[at + d] = Fma(block.output[at + d], b, onto.output[at + d] * a);
   }
   onto.l[row] = Fma(block.l[row], b, onto.l[row] * a);
@@ -401,14 +402,14 @@ void MergeRow(const AttentionTile& tile, int row, const AttentionPart& onto, con
 }
 
 void FinishRow(const AttentionTile& tile, int row, const AttentionPart& merged, Bf16* out) {
-  const float* output = merged.output + int64_t{row} * AttentionPart::Pad(tile.latent);
-  for (int d = 0; d < tile.latent; ++d) out[d] = ToBf16(output[d] / merged.l[row]);
+  const float* output = merged.output + int64_t{row} * AttentionPart::Pad(tile.value_width);
+  for (int d = 0; d < tile.value_width; ++d) out[d] = ToBf16(output[d] / merged.l[row]);
 }
 
 bool Attention(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_stride, uint64_t* bad_rows) {
-  const AttentionPart merged(scratch, tile.latent);
-  const AttentionPart next(static_cast<std::byte*>(scratch) + AttentionPart::SizeBytes(tile.latent),
-                           tile.latent);
+  const AttentionPart merged(scratch, tile.value_width);
+  const AttentionPart next(static_cast<std::byte*>(scratch) + AttentionPart::SizeBytes(tile.value_width),
+                           tile.value_width);
   uint64_t bad = 0;
   for (int row = 0; row < tile.num_rows; ++row) {
     for (int begin = 0; begin < tile.num_visible[row]; begin += kAttentionBlock) {
@@ -425,22 +426,23 @@ bool AttentionBlock(const AttentionTile& tile, int block, void* scratch, void* p
   bool finite = true;
   for (int row = 0; row < tile.num_rows; ++row) {
     if (tile.num_visible[row] <= block * kAttentionBlock) continue;
-    if (!AttendRow(tile, row, block * kAttentionBlock, AttentionPart(part, tile.latent))) finite = false;
+    if (!AttendRow(tile, row, block * kAttentionBlock, AttentionPart(part, tile.value_width))) finite = false;
   }
   return finite;
 }
 
-void MergeAttention(const AttentionTile& tile, void* parts, int row_begin, int row_end, Bf16* out,
-                    int64_t out_stride) {
-  const auto part = [&](int block) {
-    return AttentionPart(static_cast<std::byte*>(parts) + block * AttentionPart::SizeBytes(tile.latent),
-                         tile.latent);
-  };
+void MergeAttention(const AttentionTile& tile, int block, const void* part, int row_begin, int row_end,
+                    void* merged) {
   for (int row = row_begin; row < row_end; ++row) {
-    for (int block = 1; block * kAttentionBlock < tile.num_visible[row]; ++block) {
-      MergeRow(tile, row, part(0), part(block));
-    }
-    FinishRow(tile, row, part(0), out + row * out_stride);
+    if (tile.num_visible[row] <= block * kAttentionBlock) continue;
+    MergeRow(tile, row, AttentionPart(merged, tile.value_width), AttentionPart(part, tile.value_width));
+  }
+}
+
+void FinishAttention(const AttentionTile& tile, const void* merged, int row_begin, int row_end, Bf16* out,
+                     int64_t out_stride) {
+  for (int row = row_begin; row < row_end; ++row) {
+    FinishRow(tile, row, AttentionPart(merged, tile.value_width), out + row * out_stride);
   }
 }
 
@@ -495,6 +497,7 @@ const Kernels kScalarTable = {
     .attention = reference::Attention,
     .attention_block = reference::AttentionBlock,
     .attention_merge = reference::MergeAttention,
+    .attention_finish = reference::FinishAttention,
 };
 
 }  // namespace tessera::kernels

@@ -297,10 +297,10 @@ TEST_F(ReferenceTest, AttentionIsSoftmaxOverVisiblePositions) {
                         .num_rows = num_rows,
                         .num_visible = visible.data(),
                         .pages = {cache.data(), block_ids.data(), block_size, block_size * 32, 32},
-                        .latent = latent,
-                        .rope = rope,
+                        .key_width = width,
+                        .value_width = latent,
                         .softmax_scale = 0.7f};
-  Aligned<std::byte> scratch(AttentionScratchBytes(latent, rope));
+  Aligned<std::byte> scratch(AttentionScratchBytes(width, latent));
   std::vector<Bf16> out(num_rows * latent);
   uint64_t bad_rows = 1;
   EXPECT_TRUE(kernels.attention(tile, scratch.data(), out.data(), latent, &bad_rows));

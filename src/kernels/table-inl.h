@@ -27,5 +27,6 @@ constexpr Kernels TableFor(Isa isa) {
       .attention = Attention,
       .attention_block = AttentionBlock,
       .attention_merge = MergeAttention,
+      .attention_finish = FinishAttention,
   };
 }

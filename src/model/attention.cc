@@ -26,7 +26,7 @@ int64_t RoundUp(int64_t bytes) {
 }
 
 int64_t ScratchBytes(const ModelConfig& config) {
-  return RoundUp(kernels::AttentionScratchBytes(config.kv_lora_rank, config.qk_rope_head_dim));
+  return RoundUp(kernels::AttentionScratchBytes(config.latent_width(), config.kv_lora_rank));
 }
 
 Arena Allocate(int64_t bytes) {
@@ -40,7 +40,9 @@ Arena Allocate(int64_t bytes) {
 LatentAttention::LatentAttention(const ModelConfig& config, int heads, float softmax_scale,
                                  const kernels::Kernels& kernels, ThreadPool& threads)
     : heads_(heads),
-      shape_{.latent = config.kv_lora_rank, .rope = config.qk_rope_head_dim, .softmax_scale = softmax_scale},
+      shape_{.key_width = config.latent_width(),
+             .value_width = config.kv_lora_rank,
+             .softmax_scale = softmax_scale},
       kernels_(kernels),
       threads_(threads),
       scratch_bytes_(ScratchBytes(config)),
@@ -59,7 +61,7 @@ std::vector<int> LatentAttention::Run(int layer, const Batch& batch, int first, 
   MakeTiles(layer, batch, first, count, cache, queries);
   int64_t macs = 0;
   for (const Tile& tile : tiles_) {
-    macs += int64_t{tile.in.num_visible[0]} * tile.in.num_rows * (tile.in.width() + tile.in.latent) * 2;
+    macs += int64_t{tile.in.num_visible[0]} * tile.in.num_rows * (tile.in.key_width + tile.in.value_width) * 2;
   }
   const int num_threads = threads_.num_active();
   const bool alone = num_threads == 1 || macs < kMacsAlone;
@@ -113,7 +115,7 @@ void LatentAttention::CutTiles(int layer, const Batch& batch, int first, int cou
     for (int row = t * heads_; row < end * heads_; row += most_rows) {
       in.num_rows = std::min(most_rows, end * heads_ - row);
       in.num_visible = num_visible_.data() + row;
-      in.queries = {queries + int64_t{row} * in.width(), in.width()};
+      in.queries = {queries + int64_t{row} * in.key_width, in.key_width};
       tiles_.push_back({.in = in, .row = row, .num_blocks = in.num_blocks()});
     }
     t = end;
@@ -150,7 +152,7 @@ void LatentAttention::RunPieces(kernels::Bf16* out, bool alone) {
     for (int i = begin; i < end; ++i) {
       const auto [tile, block] = pieces_[i];
       if (block == kWhole) {
-        kernels_.attention(tile->in, Scratch(thread), out + int64_t{tile->row} * shape_.latent, shape_.latent,
+        kernels_.attention(tile->in, Scratch(thread), out + int64_t{tile->row} * shape_.value_width, shape_.value_width,
                            &tile->bad_rows);
       } else {
         finite[i] =
@@ -174,7 +176,7 @@ void LatentAttention::MergeParts(std::span<Tile> tiles, kernels::Bf16* out) {
   for (Tile& tile : tiles) {
     if (tile.first_part < 0) continue;
     if (tile.bad_rows != 0) {
-      kernels_.attention(tile.in, Scratch(0), out + int64_t{tile.row} * shape_.latent, shape_.latent,
+      kernels_.attention(tile.in, Scratch(0), out + int64_t{tile.row} * shape_.value_width, shape_.value_width,
                          &tile.bad_rows);
       continue;
     }
@@ -183,8 +185,12 @@ void LatentAttention::MergeParts(std::span<Tile> tiles, kernels::Bf16* out) {
   threads_.ParallelFor(static_cast<int>(tasks.size()), [&](int task, int) {
     const auto [tile, begin] = tasks[task];
     const int end = std::min(begin + kMergedRows, tile->in.num_rows);
-    kernels_.attention_merge(tile->in, Part(tile->first_part), begin, end,
-                             out + int64_t{tile->row} * shape_.latent, shape_.latent);
+    std::byte* merged = Part(tile->first_part);
+    for (int block = 1; block < tile->num_blocks; ++block) {
+      kernels_.attention_merge(tile->in, block, Part(tile->first_part + block), begin, end, merged);
+    }
+    kernels_.attention_finish(tile->in, merged, begin, end, out + int64_t{tile->row} * shape_.value_width,
+                              shape_.value_width);
   });
 }
 

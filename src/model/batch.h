@@ -32,6 +32,7 @@ struct Batch {
     }
   }
   int num_tokens() const { return static_cast<int>(step.tokens.size()); }
+  bool expanded(int token) const { return position[token] < step.sequences[sequence[token]].num_expanded; }
   const int32_t* BlockIds(const SequenceSlice& slice) const {
     return step.block_ids.data() + slice.first_block;
   }

@@ -35,7 +35,7 @@ kernels::Bf16* KvCache::Row(int layer, int32_t block, int offset) {
   return reinterpret_cast<kernels::Bf16*>(arena_.data()) + row * row_stride_;
 }
 
-kernels::LatentPages KvCache::Pages(int layer, const int32_t* block_ids) const {
+kernels::CachePages KvCache::Pages(int layer, const int32_t* block_ids) const {
   const auto* base = reinterpret_cast<const kernels::Bf16*>(arena_.data());
   return {.base = base + int64_t{layer} * num_blocks_ * block_size_ * row_stride_,
           .block_ids = block_ids,

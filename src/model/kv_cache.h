@@ -20,7 +20,7 @@ class KvCache {
   int num_blocks() const { return num_blocks_; }
   int block_size() const { return block_size_; }
   // The cache of a layer as a sequence with these blocks sees it.
-  kernels::LatentPages Pages(int layer, const int32_t* block_ids) const;
+  kernels::CachePages Pages(int layer, const int32_t* block_ids) const;
   kernels::Bf16* Row(int layer, int32_t block, int offset);
   void ZeroBlock(int32_t block);
 

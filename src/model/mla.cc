@@ -4,8 +4,27 @@
 namespace tessera {
 namespace {
 
-// Tokens whose queries are held at a time: 38 MB of absorbed queries for R1.
+// Tokens whose absorbed queries, or whose fixed-point sums, are held at a time: 38 and 15 MB for R1.
 constexpr int kTokenBlock = 256;
+
+// Consecutive tokens of one form, as many as are worked on at a time. In the expanded form they are of one
+// sequence.
+struct FormRun {
+  bool expanded;
+  int count;
+};
+
+FormRun NextRun(const Batch& batch, int first) {
+  FormRun run = {.expanded = batch.expanded(first), .count = 1};
+  const int most = run.expanded ? ExpandedAttention::kMostTokens : kTokenBlock;
+  while (run.count < most && first + run.count < batch.num_tokens()) {
+    const int next = first + run.count;
+    if (batch.expanded(next) != run.expanded) break;
+    if (run.expanded && batch.sequence[next] != batch.sequence[first]) break;
+    ++run.count;
+  }
+  return run;
+}
 
 }  // namespace
 
@@ -19,28 +38,40 @@ Mla::Mla(const ModelConfig& config, const Peers& peers, const RotaryTables& rota
       threads_(threads),
       scratch_width_(2 * std::max({config.hidden_size, config.q_lora_rank, config.kv_lora_rank,
                                    heads_ * config.v_head_dim})),
-      attention_(config, heads_, rotary.softmax_scale, kernels, threads),
+      absorbed_(config, heads_, rotary.softmax_scale, kernels, threads),
+      expanded_(config, heads_, rotary.softmax_scale, kernels, threads),
       scratch_(scratch_width_ * threads.num_threads()) {}
 
 int64_t Mla::WorkspaceBytes(const ModelConfig& c, int num_tokens, int num_threads) {
+  const int64_t run = std::min(num_tokens, ExpandedAttention::kMostTokens);
   const int64_t block = std::min(num_tokens, kTokenBlock);
   const int64_t per_token = 3 * c.hidden_size + 3 * c.q_lora_rank + 2 * c.latent_width();
-  const int64_t per_head =
-      2 * c.qk_head_dim() + 2 * c.latent_width() + 2 * c.kv_lora_rank + 3 * c.v_head_dim + 4;
-  return num_tokens * per_token + block * (c.num_heads * per_head + int64_t{8} * c.hidden_size) +
-         LatentAttention::WorkspaceBytes(c, num_threads);
+  const int64_t per_head = 2 * (c.qk_head_dim() + c.v_head_dim);
+  const int64_t per_absorbed_head = 2 * c.latent_width() + 2 * c.kv_lora_rank + c.v_head_dim + 4;
+  return num_tokens * per_token + run * c.num_heads * per_head +
+         block * (c.num_heads * per_absorbed_head + int64_t{8} * c.hidden_size) +
+         LatentAttention::WorkspaceBytes(c, num_threads) +
+         ExpandedAttention::WorkspaceBytes(c, num_tokens, num_threads);
 }
 
 Status Mla::Run(int layer, const LayerWeights& weights, const Batch& batch, bool scatter, KvCache& cache,
                 float* residual, RowFailures& failures) {
   ProjectInputs(layer, weights, batch.num_tokens(), residual, failures);
   WriteCache(layer, weights, batch, cache, failures);
-  for (int first = 0; first < batch.num_tokens(); first += kTokenBlock) {
-    const int count = std::min(kTokenBlock, batch.num_tokens() - first);
-    MakeQueries(weights, batch, first, count);
-    Attend(layer, batch, cache, first, count, failures);
-    ProjectOutputs(weights, count);
-    RETURN_IF_ERROR(AddOutputs(layer, batch, scatter, first, count, residual, failures));
+  for (int first = 0; first < batch.num_tokens();) {
+    const auto [expanded, count] = NextRun(batch, first);
+    ProjectQueries(weights, first, count);
+    const std::vector<int> bad_scores = expanded
+                                            ? AttendExpanded(layer, weights, batch, cache, first, count)
+                                            : AttendAbsorbed(layer, weights, batch, cache, first, count);
+    for (const int t : bad_scores) failures.Mark(first + t, layer, Operation::kAttentionScore);
+    for (int begin = 0; begin < count; begin += kTokenBlock) {
+      const Slice tokens = {begin, std::min(begin + kTokenBlock, count)};
+      ProjectOutputs(weights, tokens, bad_scores);
+      RETURN_IF_ERROR(
+          AddOutputs(layer, batch, scatter, first + begin, tokens.size(), residual, failures));
+    }
+    first += count;
   }
   return {};
 }
@@ -122,11 +153,8 @@ void Mla::WriteCache(int layer, const LayerWeights& weights, const Batch& batch,
   });
 }
 
-void Mla::MakeQueries(const LayerWeights& weights, const Batch& batch, int first, int count) {
-  const int heads = heads_;
-  const int head_width = config_.qk_head_dim();
-  const int width = config_.latent_width();
-  const int64_t q_stride = int64_t{heads} * head_width;
+void Mla::ProjectQueries(const LayerWeights& weights, int first, int count) {
+  const int64_t q_stride = int64_t{heads_} * config_.qk_head_dim();
   Grow(q_, count * q_stride);
   const kernels::RowMap rows{.count = count};
   const int panels = weights.q_b.num_panels();
@@ -135,15 +163,64 @@ void Mla::MakeQueries(const LayerWeights& weights, const Batch& batch, int first
     const auto [begin, end] = SliceOf(panels, tasks, task);
     ColumnParallel(weights.q_b, q_b_input_, first, rows, begin, end, q_.data(), q_stride, kernels_);
   });
+}
 
-  const int64_t query_stride = int64_t{heads} * width;
-  Grow(queries_, count * query_stride);
+std::vector<int> Mla::AttendExpanded(int layer, const LayerWeights& weights, const Batch& batch,
+                                     const KvCache& cache, int first, int count) {
+  const int head_width = config_.qk_head_dim();
+  const int rope = config_.qk_rope_head_dim;
+  const int tasks = NumTasks(count, int64_t{count} * heads_ * rope * 8, threads_);
+  threads_.ParallelFor(tasks, [&](int task, int) {
+    const auto [begin, end] = SliceOf(count, tasks, task);
+    for (int t = begin; t < end; ++t) {
+      const int position = batch.position[first + t];
+      kernels::Bf16* query = q_.data() + int64_t{t} * heads_ * head_width + config_.qk_nope_head_dim;
+      for (int h = 0; h < heads_; ++h, query += head_width) {
+        kernels_.rope(query, rotary_.CosRow(position), rotary_.SinRow(position), rope, query);
+      }
+    }
+  });
+  Grow(values_, int64_t{count} * heads_ * config_.v_head_dim);
+  return expanded_.Run(layer, weights, batch, first, count, cache, q_.data(), values_.data());
+}
+
+std::vector<int> Mla::AttendAbsorbed(int layer, const LayerWeights& weights, const Batch& batch,
+                                     const KvCache& cache, int first, int count) {
+  AbsorbQueries(weights, batch, first, count);
+  const int latent = config_.kv_lora_rank;
+  const int value = config_.v_head_dim;
+  const int64_t mixed_stride = int64_t{heads_} * latent;
+  const int64_t value_stride = int64_t{heads_} * value;
+  Grow(mixed_, count * mixed_stride);
+  std::vector<int> bad_scores =
+      absorbed_.Run(layer, batch, first, count, cache, queries_.data(), mixed_.data());
+  Grow(values_, count * value_stride);
+  const kernels::RowMap rows{.count = count};
+  const int tasks = NumTasks(heads_, int64_t{count} * heads_ * latent * value * 2, threads_);
+  threads_.ParallelFor(tasks, [&](int task, int) {
+    const auto [begin, end] = SliceOf(heads_, tasks, task);
+    for (int h = begin; h < end; ++h) {
+      const kernels::PackedBf16& value_up = weights.value_up[h];
+      kernels_.gemm_bf16({mixed_.data() + int64_t{h} * latent, mixed_stride}, value_up, rows, 0,
+                         value_up.num_panels(), values_.data() + int64_t{h} * value, value_stride);
+    }
+  });
+  return bad_scores;
+}
+
+void Mla::AbsorbQueries(const LayerWeights& weights, const Batch& batch, int first, int count) {
+  const int head_width = config_.qk_head_dim();
+  const int width = config_.latent_width();
   const int nope = config_.qk_nope_head_dim;
+  const int64_t q_stride = int64_t{heads_} * head_width;
+  const int64_t query_stride = int64_t{heads_} * width;
+  Grow(queries_, count * query_stride);
+  const kernels::RowMap rows{.count = count};
   const int64_t macs =
-      int64_t{count} * heads * nope * config_.kv_lora_rank * 2;  // bf16 runs at half the rate
-  const int head_tasks = NumTasks(heads, macs, threads_);
-  threads_.ParallelFor(head_tasks, [&](int task, int) {
-    const auto [begin, end] = SliceOf(heads, head_tasks, task);
+      int64_t{count} * heads_ * nope * config_.kv_lora_rank * 2;  // bf16 runs at half the rate
+  const int tasks = NumTasks(heads_, macs, threads_);
+  threads_.ParallelFor(tasks, [&](int task, int) {
+    const auto [begin, end] = SliceOf(heads_, tasks, task);
     for (int h = begin; h < end; ++h) {
       const kernels::Bf16* in = q_.data() + int64_t{h} * head_width;
       kernels::Bf16* out = queries_.data() + int64_t{h} * width;
@@ -158,45 +235,27 @@ void Mla::MakeQueries(const LayerWeights& weights, const Batch& batch, int first
   });
 }
 
-void Mla::Attend(int layer, const Batch& batch, const KvCache& cache, int first, int count,
-                 RowFailures& failures) {
-  Grow(mixed_, int64_t{count} * heads_ * config_.kv_lora_rank);
+// Of tokens of the run, whose values are there, into sums_.
+void Mla::ProjectOutputs(const LayerWeights& weights, Slice tokens, const std::vector<int>& bad_scores) {
+  const int count = tokens.size();
+  const int64_t value_stride = int64_t{heads_} * config_.v_head_dim;
   sums_.Clear(count, config_.hidden_size, threads_.num_threads());
-  for (const int t : attention_.Run(layer, batch, first, count, cache, queries_.data(), mixed_.data())) {
-    failures.Mark(first + t, layer, Operation::kAttentionScore);
-    sums_.Flag(t, Operation::kAttentionScore);
+  for (const int t : bad_scores) {
+    if (t >= tokens.begin && t < tokens.end) sums_.Flag(t - tokens.begin, Operation::kAttentionScore);
   }
-}
-
-void Mla::ProjectOutputs(const LayerWeights& weights, int count) {
-  const int heads = heads_;
-  const int latent = config_.kv_lora_rank;
-  const int value = config_.v_head_dim;
-  const int64_t mixed_stride = int64_t{heads} * latent;
-  const int64_t value_stride = int64_t{heads} * value;
-  const kernels::RowMap rows{.count = count};
-  Grow(values_, count * value_stride);
-  const int head_tasks = NumTasks(heads, int64_t{count} * heads * latent * value * 2, threads_);
-  threads_.ParallelFor(head_tasks, [&](int task, int) {
-    const auto [begin, end] = SliceOf(heads, head_tasks, task);
-    for (int h = begin; h < end; ++h) {
-      const kernels::PackedBf16& value_up = weights.value_up[h];
-      kernels_.gemm_bf16({mixed_.data() + int64_t{h} * latent, mixed_stride}, value_up, rows, 0,
-                         value_up.num_panels(), values_.data() + int64_t{h} * value, value_stride);
-    }
-  });
-
   o_input_.Reshape(weights.o, count);
   const int row_tasks = NumTasks(count, count * value_stride * 8, threads_);
   threads_.ParallelFor(row_tasks, [&](int task, int thread) {
     const auto [begin, end] = SliceOf(count, row_tasks, task);
     float* wide = Scratch(thread);
     for (int t = begin; t < end; ++t) {
-      kernels_.to_float(values_.data() + t * value_stride, static_cast<int>(value_stride), wide);
+      kernels_.to_float(values_.data() + (tokens.begin + t) * value_stride, static_cast<int>(value_stride),
+                        wide);
       o_input_.Set(t, weights.o, wide, kernels_);
     }
   });
 
+  const kernels::RowMap rows{.count = count};
   const int panels = weights.o.num_panels();
   const int tasks = NumTasks(panels, count * value_stride * config_.hidden_size, threads_);
   threads_.ParallelFor(tasks, [&](int task, int thread) {

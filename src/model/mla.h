@@ -1,5 +1,5 @@
-// Multi-head latent attention in the absorbed form: x += o_proj(attention(norm(x))), for all tokens of a
-// batch. The ranks of a group hold different heads and the same cache; they add their parts of o_proj.
+// Multi-head latent attention: x += o_proj(attention(norm(x))), for all tokens of a batch, each in its form
+// (docs/numerics.md, "form"). The ranks of a group hold different heads and the same cache; they add their parts of o_proj.
 // Internal to model/. One thread calls Run.
 #pragma once
 
@@ -8,6 +8,7 @@
 #include "model/attention.h"
 #include "model/batch.h"
 #include "model/config.h"
+#include "model/expanded_attention.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
 #include "model/peers.h"
@@ -34,11 +35,15 @@ class Mla {
                      RowFailures& failures);
   void WriteCache(int layer, const LayerWeights& weights, const Batch& batch, KvCache& cache,
                   RowFailures& failures);
-  // The rest works on blocks of tokens, so that memory stays bounded for long prompts.
-  void MakeQueries(const LayerWeights& weights, const Batch& batch, int first, int count);
-  void Attend(int layer, const Batch& batch, const KvCache& cache, int first, int count,
-              RowFailures& failures);
-  void ProjectOutputs(const LayerWeights& weights, int count);
+  // The rest works on runs of tokens of one form, so that memory stays bounded for long prompts.
+  void ProjectQueries(const LayerWeights& weights, int first, int count);
+  // Both give values_ and return the tokens, counted from `first`, that see a score which is not finite.
+  std::vector<int> AttendExpanded(int layer, const LayerWeights& weights, const Batch& batch,
+                                  const KvCache& cache, int first, int count);
+  std::vector<int> AttendAbsorbed(int layer, const LayerWeights& weights, const Batch& batch,
+                                  const KvCache& cache, int first, int count);
+  void AbsorbQueries(const LayerWeights& weights, const Batch& batch, int first, int count);
+  void ProjectOutputs(const LayerWeights& weights, Slice tokens, const std::vector<int>& bad_scores);
   Status AddOutputs(int layer, const Batch& batch, bool scatter, int first, int count, float* residual,
                     RowFailures& failures);
   float* Scratch(int thread) { return scratch_.data() + static_cast<size_t>(thread) * scratch_width_; }
@@ -53,12 +58,13 @@ class Mla {
 
   LinearInput q_a_input_, kv_a_input_, q_b_input_, o_input_;
   std::vector<kernels::Bf16> q_a_, kv_a_;  // [token][q_lora_rank], [token][latent + rope]
-  std::vector<kernels::Bf16> q_;           // [token of block][head][nope | rope]
-  std::vector<kernels::Bf16> queries_;     // [token of block][head][latent | rope]: absorbed
-  std::vector<kernels::Bf16> mixed_;       // [token of block][head][latent]
-  std::vector<kernels::Bf16> values_;      // [token of block][head][v]
+  std::vector<kernels::Bf16> q_;           // [token of run][head][nope | rope]
+  std::vector<kernels::Bf16> queries_;     // [token of run][head][latent | rope]: absorbed
+  std::vector<kernels::Bf16> mixed_;       // [token of run][head][latent]
+  std::vector<kernels::Bf16> values_;      // [token of run][head][v]
   FixedSums sums_;
-  LatentAttention attention_;
+  LatentAttention absorbed_;
+  ExpandedAttention expanded_;
   std::vector<float> scratch_;
 };
 

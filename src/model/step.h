@@ -9,6 +9,12 @@
 
 namespace tessera {
 
+// Of a prompt, so many whole units of tokens are computed in the expanded form (docs/numerics.md, "form").
+inline constexpr int kExpandedUnit = 256;
+inline int32_t NumExpanded(int32_t num_prompt) {
+  return num_prompt / kExpandedUnit * kExpandedUnit;
+}
+
 // A run of consecutive tokens of one sequence.
 struct SequenceSlice {
   int32_t first_token = 0;  // index into GroupStep::tokens
@@ -16,8 +22,10 @@ struct SequenceSlice {
   int32_t num_computed =
       0;  // position of the first token; positions below are in the cache, or are written by an
           // earlier slice of this step (a shared prefix): write a layer's rows, then attend
-  int32_t first_block = 0;  // index into GroupStep::block_ids
-  int32_t num_blocks = 0;   // enough for num_computed + num_tokens positions
+  int32_t num_expanded = 0;  // tokens at positions below are computed in the expanded form, the others in
+                             // the absorbed form; the same for all slices of a sequence
+  int32_t first_block = 0;   // index into GroupStep::block_ids
+  int32_t num_blocks = 0;    // enough for num_computed + num_tokens positions
 };
 
 // Where logits are wanted: the prediction made at one token of the step.

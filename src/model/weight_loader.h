@@ -74,7 +74,8 @@ class WeightLoader {
   Status LoadInt8(const Part& part, Slice rows, const kernels::PackedInt8& packed,
                   std::vector<std::byte>& buffer) const;
   Status LoadUpProjections(const std::string& tensor, int head, const kernels::PackedBf16& key_up,
-                           const kernels::PackedBf16& value_up, std::vector<std::byte>& buffer) const;
+                           const kernels::PackedBf16& key_of_latent, const kernels::PackedBf16& value_up,
+                           std::vector<std::byte>& buffer) const;
   Status LoadEmbedding(const std::string& tensor, Slice rows) const;
   template <typename T, typename Take>
   Status ReadPieces(const Part& part, Slice rows, int panel, std::vector<std::byte>& buffer,

@@ -114,26 +114,32 @@ void WeightLoader::PlanEmbedding() {
   });
 }
 
-// kv_b holds, per head, n rows of Wk and v rows of Wv over R inputs.
+// kv_b holds, per head, n rows of Wk and v rows of Wv over R inputs. Wk is held twice: one form of attention
+// takes queries up to the latent with it, the other makes keys of latents.
 void WeightLoader::PlanUpProjections(const std::string& tensor, LayerWeights& weights) {
   const int rank = config_.kv_lora_rank;
   const int per_head = config_.qk_nope_head_dim + config_.v_head_dim;
   const auto num_heads = static_cast<size_t>(share_.heads.size());
   weights.key_up.resize(num_heads);
+  weights.key_of_latent.resize(num_heads);
   weights.value_up.resize(num_heads);
   uint64_t bytes = 0;
   for (size_t i = 0; i < num_heads; ++i) {
     kernels::PackedBf16& key_up = weights.key_up[i];
+    kernels::PackedBf16& key_of_latent = weights.key_of_latent[i];
     kernels::PackedBf16& value_up = weights.value_up[i];
     key_up = {.num_outputs = rank, .leaf_k = config_.qk_nope_head_dim};
+    key_of_latent = {.num_outputs = config_.qk_nope_head_dim, .leaf_k = rank};
     value_up = {.num_outputs = config_.v_head_dim, .leaf_k = rank};
     Reserve(key_up, &kernels::PackedBf16::panels);
+    Reserve(key_of_latent, &kernels::PackedBf16::panels);
     Reserve(value_up, &kernels::PackedBf16::panels);
-    bytes += static_cast<uint64_t>(key_up.size_bytes() + value_up.size_bytes());
+    bytes += static_cast<uint64_t>(key_up.size_bytes() + key_of_latent.size_bytes() + value_up.size_bytes());
     const int head = share_.heads.begin + static_cast<int>(i);
     AddJob(uint64_t{sizeof(Bf16)} * static_cast<uint64_t>(per_head) * static_cast<uint64_t>(rank),
-           [this, tensor, head, &key_up, &value_up](auto& buffer) {
-             return LoadUpProjections(tensor, head, key_up, value_up, buffer);
+           [this, tensor, head, i, &weights](auto& buffer) {
+             return LoadUpProjections(tensor, head, weights.key_up[i], weights.key_of_latent[i],
+                                      weights.value_up[i], buffer);
            });
   }
   Hold(tensor, {share_.heads.begin * per_head, share_.heads.end * per_head}, {0, rank}, bytes);

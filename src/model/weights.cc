@@ -116,6 +116,7 @@ Status WeightLoader::LoadEmbedding(const std::string& tensor, Slice rows) const 
 
 // One head. The absorbed form needs Wk transposed.
 Status WeightLoader::LoadUpProjections(const std::string& tensor, int head, const kernels::PackedBf16& key_up,
+                                       const kernels::PackedBf16& key_of_latent,
                                        const kernels::PackedBf16& value_up,
                                        std::vector<std::byte>& buffer) const {
   const int nope = config_.qk_nope_head_dim;
@@ -127,6 +128,8 @@ Status WeightLoader::LoadUpProjections(const std::string& tensor, int head, cons
       part, rows, per_head, buffer, [&](Slice piece, const Bf16* values, int64_t stride) -> Status {
         RETURN_IF_ERROR(CheckFinite(part, piece, values, stride));
         kernels::PackBf16Transposed(values, stride, key_up, const_cast<Bf16*>(key_up.panels));
+        kernels::PackBf16(values, stride, key_of_latent, 0, key_of_latent.num_panels(),
+                          const_cast<Bf16*>(key_of_latent.panels));
         kernels::PackBf16(values + nope * stride, stride, value_up, 0, value_up.num_panels(),
                           const_cast<Bf16*>(value_up.panels));
         return {};

@@ -46,8 +46,9 @@ struct FeedForward {
 struct LayerWeights {
   std::vector<float> input_norm, q_a_norm, kv_a_norm, post_attention_norm;
   Linear q_a, q_b, kv_a, o;
-  std::vector<kernels::PackedBf16> key_up;    // per own head: Wk^T, R outputs over n inputs
-  std::vector<kernels::PackedBf16> value_up;  // per own head: Wv, v outputs over R inputs
+  std::vector<kernels::PackedBf16> key_up;         // per own head: Wk^T, R outputs over n inputs
+  std::vector<kernels::PackedBf16> key_of_latent;  // per own head: Wk, n outputs over R inputs
+  std::vector<kernels::PackedBf16> value_up;       // per own head: Wv, v outputs over R inputs
   FeedForward dense;                          // layers below first_k_dense_replace
   kernels::PackedFloat router;                // the others: whole on every rank
   std::vector<float> router_bias;             // [n_routed_experts]

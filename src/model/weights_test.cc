@@ -133,8 +133,9 @@ TEST_F(TinyWeights, FloatMatricesAreWholeAndKeysTransposed) {
     for (int r = 0; r < rank; ++r) {
       for (int n = 0; n < nope; ++n) {
         const auto row = static_cast<size_t>(h * (nope + config_.v_head_dim) + n);
-        num_wrong += At(weights_.layers[2].key_up[static_cast<size_t>(h)], r, n) !=
-                     kv_b[row * static_cast<size_t>(rank) + static_cast<size_t>(r)];
+        const uint16_t wanted = kv_b[row * static_cast<size_t>(rank) + static_cast<size_t>(r)];
+        num_wrong += At(weights_.layers[2].key_up[static_cast<size_t>(h)], r, n) != wanted;
+        num_wrong += At(weights_.layers[2].key_of_latent[static_cast<size_t>(h)], n, r) != wanted;
       }
       for (int v = 0; v < config_.v_head_dim; ++v) {
         const auto row = static_cast<size_t>(h * (nope + config_.v_head_dim) + nope + v);
@@ -298,6 +299,7 @@ TEST(StoredFormsTest, OddShapesArePackedWhole) {
     const auto rank = static_cast<size_t>(config.kv_lora_rank);
     const size_t row = 5 * 49 + 24;  // the last key row of the last head
     EXPECT_EQ(At(layer.key_up[5], 37, 24), kv_b[row * rank + 37]);
+    EXPECT_EQ(At(layer.key_of_latent[5], 24, 37), kv_b[row * rank + 37]);
     EXPECT_EQ(At(layer.value_up[5], 23, 37), kv_b[(5 * 49 + 25 + 23) * rank + 37]);
   }
 }

@@ -11,7 +11,7 @@ def check_head(result):
     machine = result["machine"]
     assert machine["processor"] and machine["cores"] >= 1 and machine["memory_bytes"] > 0
     assert run("--version").stdout.split()[1] == result["version"]
-    assert result["numerics"] == "tessera-1" and result["threads"] >= 1 and "isa" in result
+    assert result["numerics"] == "tessera-2" and result["threads"] >= 1 and "isa" in result
 
 
 def serve_bench(server, folder, *arguments):

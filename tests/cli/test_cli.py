@@ -161,7 +161,7 @@ def test_names_key_and_reach():
         )
         code, log = server.stop()
     assert code == 0
-    assert "this address only" in log and "API key needed" in log and "tessera-1" in log
+    assert "this address only" in log and "API key needed" in log and "tessera-2" in log
 
 
 def test_model_as_typed_is_the_name():
