@@ -119,6 +119,26 @@ TEST(Scheduler, NeverCachesAWholePrompt) {
   EXPECT_EQ(bench.Run(), "48+16 ");
 }
 
+// What a prompt token is computed in depends on the length of its prompt (numerics.md, "form"): blocks are
+// shared where the forms agree.
+TEST(Scheduler, FormsDoNotShareBlocks) {
+  Bench bench(Options());
+  bench.Add(Prompt(0, 250, 31));
+  for (int i = 0; i < 31; ++i) bench.Run();
+  auto follow_up = Prompt(0, 250, 1);  // as a chat goes on: its prompt holds the answer
+  for (int i = 0; i < 50; ++i) follow_up->prompt.push_back(i);
+  bench.Add(follow_up);
+  EXPECT_EQ(bench.Run(), "0+300 ");  // 256 expanded: none of the first one's
+  EXPECT_EQ(bench.step.groups[0].sequences[0].num_expanded, 256);
+  bench.Add(Prompt(0, 250, 1));
+  EXPECT_EQ(bench.Run(), "240+10 ");
+  EXPECT_EQ(bench.step.groups[0].sequences[0].num_expanded, 0);
+  bench.Add(Prompt(0, 540, 1));
+  EXPECT_EQ(bench.Run(), "240+300 ");  // the follow-up's, whose tokens are equal up to 250
+  bench.Add(Prompt(0, 600, 1));
+  EXPECT_EQ(bench.Run(), "528+72 ");  // 512 are expanded in both, the next block in neither
+}
+
 TEST(Scheduler, SaltIsolatesAndPromptLogprobsDoNotRead) {
   Bench bench(Options());
   bench.Add(Prompt(0, 40, 1));
