@@ -3,9 +3,9 @@
 // reference.cc.
 //
 // Scores: query rows lie in vector lanes, a pair of the cache is broadcast, so one pass over a row of it
-// serves every head and token of the tile. Output: columns of the value lie in lanes, a pair of probabilities is
-// broadcast. Both are pair chains in canonical order, blocked like a matrix product: the panel of the operand
-// that lies in lanes stays in L1 while all rows of the other one pass it, out of L2.
+// serves every head and token of the tile. Output: columns of the value lie in lanes, a pair of probabilities
+// is broadcast. Both are pair chains in canonical order, blocked like a matrix product: the panel of the
+// operand that lies in lanes stays in L1 while all rows of the other one pass it, out of L2.
 
 struct AttentionPass {
   const AttentionTile& tile;

@@ -68,7 +68,8 @@ struct Answer {
   Answer(const Kernels& kernels, const AttentionTile& tile)
       : out(tile.num_rows * (tile.value_width + 5) + 5, Bf16{0x4321}),
         scratch(AttentionScratchBytes(tile.key_width, tile.value_width) + 64) {
-    std::fill_n(scratch.data(), AttentionScratchBytes(tile.key_width, tile.value_width) + 64, std::byte{0x7f});
+    std::fill_n(scratch.data(), AttentionScratchBytes(tile.key_width, tile.value_width) + 64,
+                std::byte{0x7f});
     fine = kernels.attention(tile, scratch.data(), out.data(), tile.value_width + 5, &bad_rows);
     for (int i = 0; i < 64; ++i) {
       EXPECT_EQ(scratch[AttentionScratchBytes(tile.key_width, tile.value_width) + i], std::byte{0x7f})

@@ -250,9 +250,9 @@ struct Kernels {
   void (*gemm_float)(const float* in, int64_t in_stride, const PackedFloat& weight, int num_rows,
                      int panel_begin, int panel_end, float* out, int64_t out_stride);
 
-  // -- Attention of one tile over all its blocks: out[row][0..value_width) = bf16(o / l), by the rules "attention
-  // block" and "blocks". Returns false, and still writes, when a visible score is not finite in any row
-  // (bad_rows, a bit per row, says which; it may be null). Rows beside it stay exact. l sums the bf16
+  // -- Attention of one tile over all its blocks: out[row][0..value_width) = bf16(o / l), by the rules
+  // "attention block" and "blocks". Returns false, and still writes, when a visible score is not finite in
+  // any row (bad_rows, a bit per row, says which; it may be null). Rows beside it stay exact. l sums the bf16
   // probabilities. No position is read that no row sees.
   bool (*attention)(const AttentionTile& tile, void* scratch, Bf16* out, int64_t out_stride,
                     uint64_t* bad_rows);

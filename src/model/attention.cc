@@ -61,7 +61,8 @@ std::vector<int> LatentAttention::Run(int layer, const Batch& batch, int first, 
   MakeTiles(layer, batch, first, count, cache, queries);
   int64_t macs = 0;
   for (const Tile& tile : tiles_) {
-    macs += int64_t{tile.in.num_visible[0]} * tile.in.num_rows * (tile.in.key_width + tile.in.value_width) * 2;
+    macs +=
+        int64_t{tile.in.num_visible[0]} * tile.in.num_rows * (tile.in.key_width + tile.in.value_width) * 2;
   }
   const int num_threads = threads_.num_active();
   const bool alone = num_threads == 1 || macs < kMacsAlone;
@@ -152,8 +153,8 @@ void LatentAttention::RunPieces(kernels::Bf16* out, bool alone) {
     for (int i = begin; i < end; ++i) {
       const auto [tile, block] = pieces_[i];
       if (block == kWhole) {
-        kernels_.attention(tile->in, Scratch(thread), out + int64_t{tile->row} * shape_.value_width, shape_.value_width,
-                           &tile->bad_rows);
+        kernels_.attention(tile->in, Scratch(thread), out + int64_t{tile->row} * shape_.value_width,
+                           shape_.value_width, &tile->bad_rows);
       } else {
         finite[i] =
             kernels_.attention_block(tile->in, block, Scratch(thread), Part(tile->first_part + block));
@@ -176,8 +177,8 @@ void LatentAttention::MergeParts(std::span<Tile> tiles, kernels::Bf16* out) {
   for (Tile& tile : tiles) {
     if (tile.first_part < 0) continue;
     if (tile.bad_rows != 0) {
-      kernels_.attention(tile.in, Scratch(0), out + int64_t{tile.row} * shape_.value_width, shape_.value_width,
-                         &tile.bad_rows);
+      kernels_.attention(tile.in, Scratch(0), out + int64_t{tile.row} * shape_.value_width,
+                         shape_.value_width, &tile.bad_rows);
       continue;
     }
     for (int row = 0; row < tile.in.num_rows; row += kMergedRows) tasks.push_back({&tile, row});

@@ -12,7 +12,7 @@
 namespace tessera {
 namespace {
 
-constexpr int kMostTogether = 32;   // 43 MB for R1
+constexpr int kMostTogether = 32;    // 43 MB for R1
 constexpr int kMostPositions = 128;  // expanded by one task
 constexpr int kLeastPositions = 32;
 
@@ -98,8 +98,7 @@ std::vector<int> ExpandedAttention::Run(int layer, const LayerWeights& weights, 
   std::vector<int> failed;
   for (size_t i = 0; i < bad_tiles_.size(); ++i) {
     const int place = static_cast<int>(i);
-    if (bad_tiles_[i])
-      RepairTile(weights, place / num_tiles(), place % num_tiles(), queries, out, failed);
+    if (bad_tiles_[i]) RepairTile(weights, place / num_tiles(), place % num_tiles(), queries, out, failed);
   }
   return failed;
 }

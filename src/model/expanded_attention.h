@@ -54,7 +54,7 @@ class ExpandedAttention {
 
   const ModelConfig& config_;
   const int heads_;
-  const int key_begin_;     // of a row: [value | key], each padded
+  const int key_begin_;  // of a row: [value | key], each padded
   const int64_t row_stride_;
   const float softmax_scale_;
   const kernels::Kernels& kernels_;
@@ -69,10 +69,10 @@ class ExpandedAttention {
   // Of the run at hand.
   int num_tokens_ = 0;
   kernels::CachePages pages_;
-  std::vector<int32_t> cache_rows_;    // [position]: row of the cache, from pages_.base on
-  std::vector<int32_t> num_visible_;   // [token]
-  std::vector<int32_t> block_ids_;     // all zero: every block lies in the same rows
-  std::vector<char> bad_tiles_;        // [head][tile]: a score was not finite
+  std::vector<int32_t> cache_rows_;   // [position]: row of the cache, from pages_.base on
+  std::vector<int32_t> num_visible_;  // [token]
+  std::vector<int32_t> block_ids_;    // all zero: every block lies in the same rows
+  std::vector<char> bad_tiles_;       // [head][tile]: a score was not finite
 };
 
 }  // namespace tessera

@@ -1,7 +1,7 @@
 // The expanded form against its definition, written here as plain loops: every key and value of a head made
-// from the latent by a pair chain, then one attention over all positions. Equal bits for any number of threads
-// and any cut of the prompt; a value that is not finite is reported for the tokens that see it. And against
-// the absorbed form, which is the same function in exact arithmetic.
+// from the latent by a pair chain, then one attention over all positions. Equal bits for any number of
+// threads and any cut of the prompt; a value that is not finite is reported for the tokens that see it. And
+// against the absorbed form, which is the same function in exact arithmetic.
 #include "model/expanded_attention.h"
 
 #include <gtest/gtest.h>

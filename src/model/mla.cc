@@ -61,15 +61,13 @@ Status Mla::Run(int layer, const LayerWeights& weights, const Batch& batch, bool
   for (int first = 0; first < batch.num_tokens();) {
     const auto [expanded, count] = NextRun(batch, first);
     ProjectQueries(weights, first, count);
-    const std::vector<int> bad_scores = expanded
-                                            ? AttendExpanded(layer, weights, batch, cache, first, count)
-                                            : AttendAbsorbed(layer, weights, batch, cache, first, count);
+    const std::vector<int> bad_scores = expanded ? AttendExpanded(layer, weights, batch, cache, first, count)
+                                                 : AttendAbsorbed(layer, weights, batch, cache, first, count);
     for (const int t : bad_scores) failures.Mark(first + t, layer, Operation::kAttentionScore);
     for (int begin = 0; begin < count; begin += kTokenBlock) {
       const Slice tokens = {begin, std::min(begin + kTokenBlock, count)};
       ProjectOutputs(weights, tokens, bad_scores);
-      RETURN_IF_ERROR(
-          AddOutputs(layer, batch, scatter, first + begin, tokens.size(), residual, failures));
+      RETURN_IF_ERROR(AddOutputs(layer, batch, scatter, first + begin, tokens.size(), residual, failures));
     }
     first += count;
   }

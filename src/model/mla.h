@@ -1,6 +1,6 @@
 // Multi-head latent attention: x += o_proj(attention(norm(x))), for all tokens of a batch, each in its form
-// (docs/numerics.md, "form"). The ranks of a group hold different heads and the same cache; they add their parts of o_proj.
-// Internal to model/. One thread calls Run.
+// (docs/numerics.md, "form"). The ranks of a group hold different heads and the same cache; they add their
+// parts of o_proj. Internal to model/. One thread calls Run.
 #pragma once
 
 #include <vector>

