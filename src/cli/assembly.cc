@@ -107,7 +107,8 @@ uint64_t WorkspaceBytes(const ModelConfig& config, const EngineFlags& flags, con
   // Tokens of one group, and those that a rank's experts may see.
   const uint64_t tokens = std::min(flags.max_num_batched_tokens, flags.max_num_seqs * max_model_len);
   const uint64_t seen = degrees.dp > 1 ? tokens * degrees.dp : tokens;
-  // Bytes per token: fp32 residual, norms and latents; bf16 per head; int64 sums.
+  // Bytes per token: fp32 residual, norms and latents; bf16 per head, as the absorbed form of attention needs
+  // them, which is more than the expanded one; int64 sums.
   const uint64_t attention =
       4 * (2 * hidden + 2 * config.q_lora_rank) +
       2 * heads * (config.qk_head_dim() + 2 * config.latent_width() + 2 * config.v_head_dim);

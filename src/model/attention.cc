@@ -49,12 +49,6 @@ LatentAttention::LatentAttention(const ModelConfig& config, int heads, float sof
       part_bytes_(kernels::AttentionPartBytes(config.kv_lora_rank)),
       scratch_(Allocate(scratch_bytes_ * threads.num_threads())) {}
 
-int64_t LatentAttention::WorkspaceBytes(const ModelConfig& config, int num_threads) {
-  const int parts = std::max(kMostParts, BlocksOf(config.max_position_embeddings));
-  return num_threads * ScratchBytes(config) +
-         (num_threads > 1 ? parts * kernels::AttentionPartBytes(config.kv_lora_rank) : 0);
-}
-
 std::vector<int> LatentAttention::Run(int layer, const Batch& batch, int first, int count,
                                       const KvCache& cache, const kernels::Bf16* queries,
                                       kernels::Bf16* out) {

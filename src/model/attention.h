@@ -27,8 +27,6 @@ class LatentAttention {
   // finite.
   std::vector<int> Run(int layer, const Batch& batch, int first, int count, const KvCache& cache,
                        const kernels::Bf16* queries, kernels::Bf16* out);
-  // Bytes of working memory.
-  static int64_t WorkspaceBytes(const ModelConfig& config, int num_threads);
 
  private:
   struct Tile {

@@ -69,13 +69,6 @@ int ExpandedAttention::NumTogether(int heads, int num_threads) {
   return std::min({heads, std::max(num_threads, 2), kMostTogether});
 }
 
-int64_t ExpandedAttention::WorkspaceBytes(const ModelConfig& config, int num_tokens, int num_threads) {
-  const int64_t part_bytes = kernels::AttentionPartBytes(config.v_head_dim);
-  const int64_t tiles = NumTiles(std::min(num_tokens, kMostTokens));
-  return num_threads * ScratchBytes(config) +
-         NumTogether(config.num_heads, num_threads) * (RowBytes(config) + tiles * part_bytes);
-}
-
 kernels::Bf16* ExpandedAttention::Rows(int place) const {
   return reinterpret_cast<kernels::Bf16*>(rows_.data()) + place * kernels::kAttentionBlock * row_stride_;
 }

@@ -29,8 +29,6 @@ class ExpandedAttention {
   // counted from `first`, that see a score which is not finite.
   std::vector<int> Run(int layer, const LayerWeights& weights, const Batch& batch, int first, int count,
                        const KvCache& cache, const kernels::Bf16* queries, kernels::Bf16* out);
-  // Bytes of working memory.
-  static int64_t WorkspaceBytes(const ModelConfig& config, int num_tokens, int num_threads);
 
  private:
   // Heads that are worked on together, each with one block of rows and one merged part per tile.

@@ -21,12 +21,6 @@ FeedForwardBlock::FeedForwardBlock(const ModelConfig& config, const Peers& peers
       sent_rows_(peers.topology.world()),
       num_received_(peers.topology.world()) {}
 
-int64_t FeedForwardBlock::WorkspaceBytes(const ModelConfig& c, int num_tokens) {
-  const int64_t moe_width = int64_t{c.moe_intermediate_size} * (c.num_experts_per_tok + c.n_shared_experts);
-  const int64_t width = std::max<int64_t>(c.intermediate_size, moe_width);
-  return num_tokens * (int64_t{c.hidden_size} * (4 + 1 + 8) + 4 * c.n_routed_experts + 5 * width);
-}
-
 Status FeedForwardBlock::Run(int layer, const LayerWeights& weights, const Batch& batch, Slice own,
                              float* residual, RowFailures& failures) {
   const bool routed = config_.IsMoe(layer);

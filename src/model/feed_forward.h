@@ -32,7 +32,6 @@ class FeedForwardBlock {
   // tokens whose residual is current: topology.Tokens in a routed layer of several groups, else all.
   Status Run(int layer, const LayerWeights& weights, const Batch& batch, Slice own, float* residual,
              RowFailures& failures);
-  static int64_t WorkspaceBytes(const ModelConfig& config, int num_tokens);
 
  private:
   // The inputs of gate and up: one row per token where the form does not depend on the expert (dynamic,

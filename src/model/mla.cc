@@ -42,18 +42,6 @@ Mla::Mla(const ModelConfig& config, const Peers& peers, const RotaryTables& rota
       expanded_(config, heads_, rotary.softmax_scale, kernels, threads),
       scratch_(scratch_width_ * threads.num_threads()) {}
 
-int64_t Mla::WorkspaceBytes(const ModelConfig& c, int num_tokens, int num_threads) {
-  const int64_t run = std::min(num_tokens, ExpandedAttention::kMostTokens);
-  const int64_t block = std::min(num_tokens, kTokenBlock);
-  const int64_t per_token = 3 * c.hidden_size + 3 * c.q_lora_rank + 2 * c.latent_width();
-  const int64_t per_head = 2 * (c.qk_head_dim() + c.v_head_dim);
-  const int64_t per_absorbed_head = 2 * c.latent_width() + 2 * c.kv_lora_rank + c.v_head_dim + 4;
-  return num_tokens * per_token + run * c.num_heads * per_head +
-         block * (c.num_heads * per_absorbed_head + int64_t{8} * c.hidden_size) +
-         LatentAttention::WorkspaceBytes(c, num_threads) +
-         ExpandedAttention::WorkspaceBytes(c, num_tokens, num_threads);
-}
-
 Status Mla::Run(int layer, const LayerWeights& weights, const Batch& batch, bool scatter, KvCache& cache,
                 float* residual, RowFailures& failures) {
   ProjectInputs(layer, weights, batch.num_tokens(), residual, failures);

@@ -27,8 +27,6 @@ class Mla {
   // `scatter`, of topology.Tokens alone (the sums are scattered over the group instead of repeated).
   Status Run(int layer, const LayerWeights& weights, const Batch& batch, bool scatter, KvCache& cache,
              float* residual, RowFailures& failures);
-  // Bytes of working memory for `num_tokens` tokens.
-  static int64_t WorkspaceBytes(const ModelConfig& config, int num_tokens, int num_threads);
 
  private:
   void ProjectInputs(int layer, const LayerWeights& weights, int num_tokens, const float* residual,

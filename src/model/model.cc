@@ -62,11 +62,6 @@ Result<std::unique_ptr<Model>> Model::Create(const ModelConfig& config, const We
 Model::Model(std::unique_ptr<Content> content) : content_(std::move(content)) {}
 Model::~Model() = default;
 
-int64_t Model::WorkspaceBytes(const ModelConfig& config, int num_tokens, int num_threads) {
-  return Mla::WorkspaceBytes(config, num_tokens, num_threads) +
-         FeedForwardBlock::WorkspaceBytes(config, num_tokens) + int64_t{4} * num_tokens * config.hidden_size;
-}
-
 Result<std::vector<std::string>> Model::Forward(const Step& step, KvCache& cache) {
   Content& model = *content_;
   const Topology& topology = model.peers.topology;

@@ -37,9 +37,6 @@ class Model {
   // anything.
   Status Logits(int first_row, int num_rows, float* logits);
 
-  // About the working memory of steps of `num_tokens` tokens, logits not counted.
-  static int64_t WorkspaceBytes(const ModelConfig& config, int num_tokens, int num_threads);
-
  private:
   struct Content;
   explicit Model(std::unique_ptr<Content> content);
