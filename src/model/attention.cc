@@ -17,10 +17,6 @@ constexpr int kMostParts = 256;          // held at a time, if one tile does not
 constexpr int kMergedRows = 4;           // by one task
 constexpr int64_t kMacsAlone = 200'000;  // less is not worth waking a thread for
 
-int BlocksOf(int positions) {
-  return (positions + kernels::kAttentionBlock - 1) / kernels::kAttentionBlock;
-}
-
 int64_t RoundUp(int64_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
