@@ -26,6 +26,7 @@ struct StepFlags {
   int64_t batch_size = 1;
   int64_t context_len = 0;
   int64_t num_tokens = 1;
+  bool expanded = false;
   double temperature = 0;
   int64_t num_iters_warmup = 1;
   int64_t num_iters = 10;
@@ -44,6 +45,8 @@ FlagTable StepTable(StepFlags& o) {
       {"context-len", "", IntFlag{&o.context_len, 0, INT32_MAX, true}, "tokens of each before the step",
        group},
       {"num-tokens", "", IntFlag{&o.num_tokens, 1, INT32_MAX, true}, "tokens of each in the step", group},
+      {"expanded", "", BoolFlag{&o.expanded},
+       "tokens in the expanded form of attention, as those of a prompt", group},
       {"temperature", "", NumberFlag{&o.temperature, -1, 2}, "of the draws, one per sequence", group},
       {"num-iters-warmup", "", IntFlag{&o.num_iters_warmup, 0, INT32_MAX}, "unmeasured", group},
       {"num-iters", "", IntFlag{&o.num_iters, 1, INT32_MAX}, "measured", group},
@@ -74,6 +77,7 @@ Result<Step> MakeStep(const StepFlags& o, const Assembly& assembly) {
     group.sequences.push_back({.first_token = static_cast<int32_t>(group.tokens.size()),
                                .num_tokens = static_cast<int32_t>(o.num_tokens),
                                .num_computed = static_cast<int32_t>(o.context_len),
+                               .num_expanded = o.expanded ? INT32_MAX : 0,
                                .first_block = static_cast<int32_t>(group.block_ids.size()),
                                .num_blocks = static_cast<int32_t>(num_blocks)});
     for (int64_t j = 0; j < num_blocks; ++j)
@@ -114,9 +118,10 @@ Status Measure(const StepFlags& o) {
   if (o.output_json.empty()) return {};
   return WriteFile(
       o.output_json,
-      Format("{{\"batch_size\": {}, \"context_len\": {}, \"num_tokens\": {}, \"times_ms\": [{}], "
+      Format("{{\"batch_size\": {}, \"context_len\": {}, \"num_tokens\": {}, \"expanded\": {}, \"times_ms\": "
+             "[{}], "
              "\"median_ms\": {}, \"best_ms\": {}, \"tokens_per_second\": {}, {}}}\n",
-             o.batch_size, o.context_len, o.num_tokens, fmt::join(times_ms, ", "), median_ms,
+             o.batch_size, o.context_len, o.num_tokens, o.expanded, fmt::join(times_ms, ", "), median_ms,
              times.Percentile(0), rate, ResultHead(assembly->isa, assembly->num_threads)));
 }
 

@@ -147,6 +147,9 @@ def test_bench_step(tmp_path):
     assert (result["batch_size"], result["context_len"], result["num_tokens"]) == (3, 200, 2)
     assert len(result["times_ms"]) == 3 and 0 < result["best_ms"] <= result["median_ms"]
     assert result["tokens_per_second"] == pytest.approx(6e3 / result["median_ms"])
+    assert result["expanded"] is False
+    done = run("bench", "step", MODEL, "--num-tokens", 300, "--expanded", "--output-json", path)
+    assert done.returncode == 0 and json.loads(path.read_text())["expanded"] is True
     few_blocks = ("--context-len", 500, "--num-gpu-blocks-override", 4)
     done = run("bench", "step", MODEL, "--batch-size", 3, *few_blocks)
     assert done.returncode == 2 and "12 cache blocks" in done.stderr
