@@ -13,6 +13,10 @@ constexpr int kLogitRows = 64;
 // New tokens of one sequence in a step that only generates, at most.
 constexpr int kDecodeTokens = 4;
 
+// A layer with fewer multiplications is a matter of microseconds: threads would wait for each other longer,
+// and take cores from whoever serves the answers.
+constexpr int64_t kLeastMacsToShare = 1'500'000;
+
 bool OnlyGenerates(const Step& step) {
   return std::ranges::all_of(step.groups, [](const GroupStep& group) {
     return std::ranges::all_of(group.sequences,
@@ -58,11 +62,18 @@ void Rank::CheckStep(const GroupStep& step) const {
   CHECK_EQ(static_cast<size_t>(next), step.tokens.size());
 }
 
+int Rank::NumThreads(const Step& step) const {
+  int64_t macs = 0;  // of all groups: their tokens may come to experts of this rank
+  for (const GroupStep& group : step.groups) macs += model_->LayerMacs(group);
+  if (macs < kLeastMacsToShare) return 1;
+  return OnlyGenerates(step) ? decode_threads_ : threads_.num_threads();
+}
+
 Result<RankOutput> Rank::Run(const Step& step) {
   CHECK_EQ(step.groups.size(), static_cast<size_t>(topology_.degrees().dp));
   const GroupStep& group = step.groups[topology_.dp_rank()];
   CheckStep(group);
-  threads_.Use(OnlyGenerates(step) ? decode_threads_ : threads_.num_threads());
+  threads_.Use(NumThreads(step));
   RankOutput output;
   ASSIGN_OR_RETURN(output.failures, model_->Forward(step, cache_));
 

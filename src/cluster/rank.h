@@ -42,6 +42,7 @@ class Rank {
   Rank(const ModelConfig& config, const Topology& topology, const RankOptions& options,
        const kernels::Kernels& kernels, ThreadPool& threads, KvCache cache, std::unique_ptr<Model> model);
   void CheckStep(const GroupStep& step) const;
+  int NumThreads(const Step& step) const;
 
   const ModelConfig& config_;
   const Topology topology_;

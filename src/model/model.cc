@@ -62,6 +62,24 @@ Result<std::unique_ptr<Model>> Model::Create(const ModelConfig& config, const We
 Model::Model(std::unique_ptr<Content> content) : content_(std::move(content)) {}
 Model::~Model() = default;
 
+int64_t Model::LayerMacs(const GroupStep& step) const {
+  const ModelConfig& config = content_->config;
+  const LayerWeights& layer = content_->weights.layers.back();
+  const auto macs = [](const Linear& linear) { return int64_t{linear.num_outputs} * linear.k; };
+  const auto feed_forward = [&](const FeedForward& f) { return macs(f.gate) + macs(f.up) + macs(f.down); };
+  const int64_t heads = static_cast<int64_t>(layer.key_up.size());
+  int64_t per_token = macs(layer.q_a) + macs(layer.q_b) + macs(layer.kv_a) + macs(layer.o) +
+                      heads * config.kv_lora_rank * (config.qk_nope_head_dim + config.v_head_dim) +
+                      feed_forward(layer.dense) + feed_forward(layer.shared);
+  if (!layer.experts.empty()) per_token += config.num_experts_per_tok * feed_forward(layer.experts.front());
+  int64_t total = 0;
+  for (const SequenceSlice& slice : step.sequences) {
+    const int64_t context = slice.num_computed + slice.num_tokens;
+    total += slice.num_tokens * (per_token + heads * context * (config.latent_width() + config.kv_lora_rank));
+  }
+  return total;
+}
+
 Result<std::vector<std::string>> Model::Forward(const Step& step, KvCache& cache) {
   Content& model = *content_;
   const Topology& topology = model.peers.topology;

@@ -36,6 +36,8 @@ class Model {
   // last step: asked for in pieces, since those of a long prompt would not fit. Rows of failed sequences hold
   // anything.
   Status Logits(int first_row, int num_rows, float* logits);
+  // About how many multiplications one layer of a step costs this rank: how many threads it is worth.
+  int64_t LayerMacs(const GroupStep& step) const;
 
  private:
   struct Content;
