@@ -69,6 +69,10 @@ int ExpandedAttention::NumTogether(int heads, int num_threads) {
   return std::min({heads, std::max(num_threads, 2), kMostTogether});
 }
 
+int ExpandedAttention::num_tiles() const {
+  return NumTiles(num_tokens_);
+}
+
 kernels::Bf16* ExpandedAttention::Rows(int place) const {
   return reinterpret_cast<kernels::Bf16*>(rows_.data()) + place * kernels::kAttentionBlock * row_stride_;
 }
@@ -83,7 +87,7 @@ std::vector<int> ExpandedAttention::Run(int layer, const LayerWeights& weights, 
   CHECK_LE(count, kMostTokens);
   num_tokens_ = count;
   pages_ = cache.Pages(layer, batch.BlockIds(batch.step.sequences[batch.sequence[first]]));
-  FindRows(batch, first, count, cache);
+  FindRows(batch, first, count);
   bad_tiles_.assign(static_cast<size_t>(heads_) * num_tiles(), false);
   for (int head = 0; head < heads_; head += num_together_) {
     RunHeads(weights, {head, std::min(head + num_together_, heads_)}, queries, out);
@@ -97,13 +101,13 @@ std::vector<int> ExpandedAttention::Run(int layer, const LayerWeights& weights, 
 }
 
 // What each token sees, and where its latents lie.
-void ExpandedAttention::FindRows(const Batch& batch, int first, int count, const KvCache& cache) {
+void ExpandedAttention::FindRows(const Batch& batch, int first, int count) {
   num_visible_.resize(count);
   for (int t = 0; t < count; ++t) num_visible_[t] = batch.position[first + t] + 1;
   const int context = num_visible_.back();
   block_ids_.resize(context / kernels::kAttentionBlock + 1);
   cache_rows_.resize(context);
-  const int block_size = cache.block_size();
+  const int block_size = pages_.block_size;
   for (int position = 0; position < context; ++position) {
     cache_rows_[position] = pages_.block_ids[position / block_size] * block_size + position % block_size;
   }

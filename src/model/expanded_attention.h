@@ -34,7 +34,7 @@ class ExpandedAttention {
   // Heads that are worked on together, each with one block of rows and one merged part per tile.
   static int NumTogether(int heads, int num_threads);
 
-  void FindRows(const Batch& batch, int first, int count, const KvCache& cache);
+  void FindRows(const Batch& batch, int first, int count);
   void RunHeads(const LayerWeights& weights, Slice heads, const kernels::Bf16* queries, kernels::Bf16* out);
   void ExpandBlock(const LayerWeights& weights, Slice heads, int block);
   void Expand(const LayerWeights& weights, int head, Slice positions, kernels::Bf16* rows) const;
@@ -44,7 +44,7 @@ class ExpandedAttention {
   void RepairTile(const LayerWeights& weights, int head, int tile, const kernels::Bf16* queries,
                   kernels::Bf16* out, std::vector<int>& failed);
 
-  int num_tiles() const { return (num_tokens_ + kernels::kAttentionRows - 1) / kernels::kAttentionRows; }
+  int num_tiles() const;
   // Rows of the head at `place` among those worked on.
   kernels::Bf16* Rows(int place) const;
   std::byte* Merged(int place, int tile) const;

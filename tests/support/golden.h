@@ -24,6 +24,8 @@ struct GoldenComparison {
 // With every token in the expanded form, or every one in the absorbed form (docs/numerics.md).
 GoldenComparison CompareWithGolden(const LoadedModel& model, const std::vector<GoldenSequence>& golden,
                                    const kernels::Kernels& table, bool expanded);
+// As one set of positions.
+GoldenComparison Together(const GoldenComparison& a, const GoldenComparison& b);
 // The tolerances of the goldens; prints the figures on failure.
 void ExpectWithinTolerance(const GoldenComparison& comparison);
 
