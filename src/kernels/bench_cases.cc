@@ -46,8 +46,8 @@ struct KernelCases::Content {
     RandomStream random(1);
     FillRows(random);
     FillAttention(random);
-    for (const int rows : {1, 2, 4, 8, 16, 64, 256}) AddInt8(rows);
-    for (const int rows : {1, 2, 4, 8, 16, 64, 256}) AddInt8Fixed(rows);
+    for (const int rows : {1, 2, 4, 6, 8, 12, 16, 64, 256}) AddInt8(rows);
+    for (const int rows : {1, 2, 4, 6, 8, 12, 16, 64, 256}) AddInt8Fixed(rows);
     AddInt8Cached();
     for (const int rows : {1, 64}) AddHeads(rows, kLatent, 128);
     for (const int rows : {1, 64}) AddHeads(rows, 128, kLatent);
@@ -94,7 +94,7 @@ struct KernelCases::Content {
       x_int8[i] = static_cast<int8_t>(static_cast<int>(random.Below(255)) - 127);
     }
     scales = Take<float>(std::max(kMaxRows * kNumLeaves, kMaxOutputs));
-    for (int i = 0; i < std::max(kMaxRows * kNumLeaves, kMaxOutputs); ++i) scales[i] = 0.01f;
+    for (int i = 0; i < std::max(kMaxRows * kNumLeaves, kMaxOutputs); ++i) scales[i] = 0.001f;
     integers = Take<int32_t>(std::max(kMaxRows * kNumLeaves, kMaxOutputs));
     out = Take<float>(int64_t{64} * kMaxOutputs);
     out_bf16 = Take<Bf16>(std::max<int64_t>(size, kMaxParts * kAttentionRows * kLatent));

@@ -192,14 +192,25 @@ struct ChainToFixed {
 
 // ---- int8
 
-// Sums over leaves of rint(c * 2^28), without a conversion to int64 per leaf, for |c| < 2^16 and at most
-// kNumLeaves leaves. c is split into high + rest: adding 1.5 * 2^17, whose neighbours lie 2^-6 apart, rounds
+// Sums over at most kNumLeaves leaves of rint(c * 2^28), without a conversion to int64 per leaf. For |c| < 1/2
+// the sums fit 32 bits.
+struct SmallLeafSums {
+  static constexpr uint32_t kLimitBits = 0x3f000000;  // |c| must be below
+  I terms;
+
+  TESSERA_INLINE void Begin(int num_leaves) { terms = SetI(0); }
+  TESSERA_INLINE void Take(F c) { terms = AddI(terms, ToInt(Mul(c, SetF(0x1p28f)))); }
+  TESSERA_INLINE void AddTo(int64_t* sums) const { AddSplit(sums, SetI(0), terms); }
+};
+
+// The same for |c| < 2^16. c is split into high + rest: adding 1.5 * 2^17, whose neighbours lie 2^-6 apart, rounds
 // c to high, a multiple of 2^-6, and leaves the number of these steps in the low bits of the float. rest is
 // exact: it is c itself where high is 0, and at most 2^23 times the last bit of c elsewhere. Adding
 // 1.5 * 2^23 to rest * 2^28 leaves low = rint(rest * 2^28), |low| <= 2^21, likewise: the fma rounds once.
 // high * 2^28 is an even integer, so that ties go the same way with and without it:
 // rint(c * 2^28) = high * 2^28 + low. Both sums fit 32 bits: 16 * 2^22 steps and 16 * 2^21.
 struct LeafSums {
+  static constexpr uint32_t kLimitBits = 0x47800000;
   static constexpr float kHighShift = 0x1.8p17f;
   static constexpr float kLowShift = 0x1.8p23f;
   I high, low;
@@ -217,7 +228,6 @@ struct LeafSums {
   }
   TESSERA_INLINE void AddTo(int64_t* sums) const { AddSplit(sums, high, low); }
 };
-constexpr uint32_t kSplitLimitBits = 0x47800000;  // 2^16
 
 // What a block multiplies at a time: all panels of the call, cut so that the weights stay in L2 while all
 // rows pass. A leaf is whole; where leaves are independent a panel may be cut between them.
@@ -236,11 +246,13 @@ struct Int8Cut {
   }
 };
 
-// kRows activation rows, to be multiplied with leaves [leaf_begin, leaf_end) of any panel.
+// kRows activation rows, to be multiplied with leaves [leaf_begin, leaf_end) of any panel. Only the first
+// `live` of them count, the others repeat the last.
 template <int kRows>
 struct Int8Tile {
   const PackedInt8& weight;
   int leaf_begin, leaf_end;
+  int live;
   Int8Inputs<kRows> inputs;
 
   TESSERA_INLINE void Multiply(int panel, int leaf, I (*acc)[kInt8Vectors]) const {
@@ -250,14 +262,14 @@ struct Int8Tile {
 };
 
 // The leaves of one whole panel of a row-parallel product, its sums touched once for all of them. False, and
-// nothing done, where a leaf value is too large to be split: rare, and left to the way without limits.
-template <int kRows, class Epilogue>
+// nothing done, where a leaf value is too large for this kind of sums.
+template <class Sums, int kRows, class Epilogue>
 TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, typename Epilogue::Row* row,
                                   const Epilogue& epilogue) {
   const int num_leaves = tile.leaf_end - tile.leaf_begin;
   const int column = panel * kInt8Panel;
   if (num_leaves > kNumLeaves || tile.weight.num_outputs - column < kInt8Panel) return false;
-  LeafSums sums[kRows][kInt8Vectors];
+  Sums sums[kRows][kInt8Vectors];
   I largest[kRows];
   TESSERA_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -281,9 +293,10 @@ TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, typena
   I all = largest[0];
   TESSERA_UNROLL
   for (int r = 1; r < kRows; ++r) all = MaxI(all, largest[r]);
-  if (LaneBits(GreaterI(all, SetI(kSplitLimitBits - 1))) != 0) return false;
+  if (LaneBits(GreaterI(all, SetI(Sums::kLimitBits - 1))) != 0) return false;
   TESSERA_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    if (r >= tile.live) break;
     row[r].sink.largest = largest[r];
     TESSERA_UNROLL
     for (int v = 0; v < kInt8Vectors; ++v) sums[r][v].AddTo(row[r].sink.sums + column + v * kLanes);
@@ -291,22 +304,39 @@ TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, typena
   return true;
 }
 
-// Rows [i, i + kRows) of the call against panels [panel, panel_end) and leaves [leaf_begin, leaf_end).
+// One product of a call: the weights that stay in L2 while all rows pass.
+template <class Epilogue>
+struct Int8Group {
+  const Int8Rows& in;
+  const PackedInt8& weight;
+  const RowMap& rows;
+  const Epilogue& epilogue;
+  int panel, panel_end;
+  int leaf_begin, leaf_end;
+  bool* small;  // no leaf value of the call was large so far
+};
+
+// Rows [i, i + live) of the call, at most kRows, against a group.
 template <int kRows, class Epilogue>
-TESSERA_NOINLINE void Int8RowBlock(const Int8Rows& in, const PackedInt8& weight, const RowMap& rows, int i,
-                                   int panel, int panel_end, int leaf_begin, int leaf_end,
-                                   const Epilogue& epilogue) {
-  Int8Tile<kRows> tile{weight, leaf_begin, leaf_end, {}};
+TESSERA_NOINLINE void Int8RowBlock(const Int8Group<Epilogue>& group, int i, int live) {
+  const PackedInt8& weight = group.weight;
+  const Epilogue& epilogue = group.epilogue;
+  const int leaf_begin = group.leaf_begin;
+  const int leaf_end = group.leaf_end;
+  Int8Tile<kRows> tile{weight, leaf_begin, leaf_end, live, {}};
   typename Epilogue::Row row[kRows];
   for (int r = 0; r < kRows; ++r) {
-    tile.inputs.x[r] = in.data + InRow(rows, i + r) * in.stride + leaf_begin * weight.leaf_pad();
-    epilogue.Begin(rows, i + r, &row[r]);
+    const int at = i + (r < live ? r : live - 1);
+    tile.inputs.x[r] = group.in.data + InRow(group.rows, at) * group.in.stride + leaf_begin * weight.leaf_pad();
+    epilogue.Begin(group.rows, at, &row[r]);
   }
   const int quads = (leaf_end - leaf_begin) * weight.leaf_quads();
   tile.inputs.Prepare(quads, __builtin_alloca(Int8Inputs<kRows>::RoomBytes(quads)));
-  for (; panel < panel_end; ++panel) {
+  for (int panel = group.panel; panel < group.panel_end; ++panel) {
     if constexpr (Epilogue::kFixed) {
-      if (AddWholePanel<kRows>(tile, panel, row, epilogue)) continue;
+      if (*group.small && AddWholePanel<SmallLeafSums>(tile, panel, row, epilogue)) continue;
+      *group.small = false;
+      if (AddWholePanel<LeafSums>(tile, panel, row, epilogue)) continue;
     }
     for (int leaf = leaf_begin; leaf < leaf_end; ++leaf) {
       I acc[kRows][kInt8Vectors];
@@ -315,6 +345,7 @@ TESSERA_NOINLINE void Int8RowBlock(const Int8Rows& in, const PackedInt8& weight,
       const int width = weight.num_outputs - column;
       TESSERA_UNROLL
       for (int r = 0; r < kRows; ++r) {
+        if (r >= live) break;
         TESSERA_UNROLL
         for (int v = 0; v < kInt8Vectors; ++v) {
           const int count = LanesLeft(width, v * kLanes);
@@ -327,7 +358,30 @@ TESSERA_NOINLINE void Int8RowBlock(const Int8Rows& in, const PackedInt8& weight,
       }
     }
   }
-  for (int r = 0; r < kRows; ++r) epilogue.End(row[r]);
+  for (int r = 0; r < live; ++r) epilogue.End(row[r]);
+}
+
+// A few rows are a block filled up with repeated ones: while weights come from memory, or from L2 for one row or
+// two, products cost nothing, and another pass over the weights does.
+template <class Epilogue>
+inline void Int8GroupRows(const Int8Group<Epilogue>& group) {
+  for (int i = 0; i < group.rows.count;) {
+    const int left = group.rows.count - i;
+    if (left > 4) {
+      const int live = left < kInt8Rows ? left : kInt8Rows;
+      Int8RowBlock<kInt8Rows>(group, i, live);
+      i += live;
+    } else if (left > 2) {
+      Int8RowBlock<4>(group, i, left);
+      i += left;
+    } else if (left == 2) {
+      Int8RowBlock<2>(group, i, 2);
+      i += 2;
+    } else {
+      Int8RowBlock<1>(group, i, 1);
+      i += 1;
+    }
+  }
 }
 
 template <class Epilogue>
@@ -335,25 +389,12 @@ inline void Int8Gemm(const Int8Rows& in, const PackedInt8& weight, const RowMap&
                      int panel_end, const Epilogue& epilogue) {
   const Int8Cut cut(weight, panel_end - panel_begin, rows.count, Epilogue::kFixed);
   const auto smaller = [](int a, int b) { return a < b ? a : b; };
+  bool small = true;
   for (int panel = panel_begin; panel < panel_end; panel += cut.panels) {
     const int end = smaller(panel + cut.panels, panel_end);
     for (int leaf = 0; leaf < weight.num_leaves; leaf += cut.leaves) {
       const int leaf_end = smaller(leaf + cut.leaves, weight.num_leaves);
-      int i = 0;
-      for (; i + kInt8Rows <= rows.count; i += kInt8Rows) {
-        Int8RowBlock<kInt8Rows>(in, weight, rows, i, panel, end, leaf, leaf_end, epilogue);
-      }
-      if constexpr (kInt8Rows > 4) {
-        for (; i + 4 <= rows.count; i += 4) {
-          Int8RowBlock<4>(in, weight, rows, i, panel, end, leaf, leaf_end, epilogue);
-        }
-      }
-      for (; i + 2 <= rows.count; i += 2) {
-        Int8RowBlock<2>(in, weight, rows, i, panel, end, leaf, leaf_end, epilogue);
-      }
-      for (; i < rows.count; ++i) {
-        Int8RowBlock<1>(in, weight, rows, i, panel, end, leaf, leaf_end, epilogue);
-      }
+      Int8GroupRows<Epilogue>({in, weight, rows, epilogue, panel, end, leaf, leaf_end, &small});
     }
   }
 }
