@@ -46,8 +46,8 @@ struct KernelCases::Content {
     RandomStream random(1);
     FillRows(random);
     FillAttention(random);
-    for (const int rows : {1, 2, 4, 6, 8, 12, 16, 64, 256}) AddInt8(rows);
-    for (const int rows : {1, 2, 4, 6, 8, 12, 16, 64, 256}) AddInt8Fixed(rows);
+    for (const int rows : {1, 2, 4, 6, 8, 12, 16, 24, 64, 256}) AddInt8(rows);
+    for (const int rows : {1, 2, 4, 6, 8, 12, 16, 24, 64, 256}) AddInt8Fixed(rows);
     AddInt8Cached();
     for (const int rows : {1, 64}) AddHeads(rows, kLatent, 128);
     for (const int rows : {1, 64}) AddHeads(rows, 128, kLatent);

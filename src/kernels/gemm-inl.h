@@ -192,8 +192,8 @@ struct ChainToFixed {
 
 // ---- int8
 
-// Sums over at most kNumLeaves leaves of rint(c * 2^28), without a conversion to int64 per leaf. For |c| < 1/2
-// the sums fit 32 bits.
+// Sums over at most kNumLeaves leaves of rint(c * 2^28), without a conversion to int64 per leaf. For |c| <
+// 1/2 the sums fit 32 bits.
 struct SmallLeafSums {
   static constexpr uint32_t kLimitBits = 0x3f000000;  // |c| must be below
   I terms;
@@ -203,9 +203,9 @@ struct SmallLeafSums {
   TESSERA_INLINE void AddTo(int64_t* sums) const { AddSplit(sums, SetI(0), terms); }
 };
 
-// The same for |c| < 2^16. c is split into high + rest: adding 1.5 * 2^17, whose neighbours lie 2^-6 apart, rounds
-// c to high, a multiple of 2^-6, and leaves the number of these steps in the low bits of the float. rest is
-// exact: it is c itself where high is 0, and at most 2^23 times the last bit of c elsewhere. Adding
+// The same for |c| < 2^16. c is split into high + rest: adding 1.5 * 2^17, whose neighbours lie 2^-6 apart,
+// rounds c to high, a multiple of 2^-6, and leaves the number of these steps in the low bits of the float.
+// rest is exact: it is c itself where high is 0, and at most 2^23 times the last bit of c elsewhere. Adding
 // 1.5 * 2^23 to rest * 2^28 leaves low = rint(rest * 2^28), |low| <= 2^21, likewise: the fma rounds once.
 // high * 2^28 is an even integer, so that ties go the same way with and without it:
 // rint(c * 2^28) = high * 2^28 + low. Both sums fit 32 bits: 16 * 2^22 steps and 16 * 2^21.
@@ -253,11 +253,12 @@ struct Int8Tile {
   const PackedInt8& weight;
   int leaf_begin, leaf_end;
   int live;
+  int64_t ahead;  // bytes from the weights in hand to those that are fetched meanwhile; 0: none
   Int8Inputs<kRows> inputs;
 
   TESSERA_INLINE void Multiply(int panel, int leaf, I (*acc)[kInt8Vectors]) const {
     const uint8_t* w = weight.panels + panel * weight.panel_bytes() + leaf * weight.leaf_bytes();
-    inputs.Multiply((leaf - leaf_begin) * weight.leaf_quads(), w, weight.leaf_quads(), acc);
+    inputs.Multiply((leaf - leaf_begin) * weight.leaf_quads(), w, weight.leaf_quads(), ahead, acc);
   }
 };
 
@@ -313,7 +314,8 @@ struct Int8Group {
   const Epilogue& epilogue;
   int panel, panel_end;
   int leaf_begin, leaf_end;
-  bool* small;  // no leaf value of the call was large so far
+  int64_t ahead;  // bytes to the next group; 0: there is none
+  bool* small;    // no leaf value of the call was large so far
 };
 
 // Rows [i, i + live) of the call, at most kRows, against a group.
@@ -323,11 +325,17 @@ TESSERA_NOINLINE void Int8RowBlock(const Int8Group<Epilogue>& group, int i, int 
   const Epilogue& epilogue = group.epilogue;
   const int leaf_begin = group.leaf_begin;
   const int leaf_end = group.leaf_end;
-  Int8Tile<kRows> tile{weight, leaf_begin, leaf_end, live, {}};
+  // The first block of rows waits for memory. The second and the third each fetch every other line of the
+  // next group beside their work; in two blocks that would be too fast a stream, and slower than none.
+  const int block = i / kInt8Rows;
+  const bool fetches = group.rows.count > 2 * kInt8Rows && (block == 1 || block == 2) && group.ahead != 0;
+  const int64_t ahead = fetches ? group.ahead + (block - 1) * 64 : 0;
+  Int8Tile<kRows> tile{weight, leaf_begin, leaf_end, live, ahead, {}};
   typename Epilogue::Row row[kRows];
   for (int r = 0; r < kRows; ++r) {
     const int at = i + (r < live ? r : live - 1);
-    tile.inputs.x[r] = group.in.data + InRow(group.rows, at) * group.in.stride + leaf_begin * weight.leaf_pad();
+    tile.inputs.x[r] =
+        group.in.data + InRow(group.rows, at) * group.in.stride + leaf_begin * weight.leaf_pad();
     epilogue.Begin(group.rows, at, &row[r]);
   }
   const int quads = (leaf_end - leaf_begin) * weight.leaf_quads();
@@ -361,8 +369,8 @@ TESSERA_NOINLINE void Int8RowBlock(const Int8Group<Epilogue>& group, int i, int 
   for (int r = 0; r < live; ++r) epilogue.End(row[r]);
 }
 
-// A few rows are a block filled up with repeated ones: while weights come from memory, or from L2 for one row or
-// two, products cost nothing, and another pass over the weights does.
+// A few rows are a block filled up with repeated ones: while weights come from memory, or from L2 for one row
+// or two, products cost nothing, and another pass over the weights does.
 template <class Epilogue>
 inline void Int8GroupRows(const Int8Group<Epilogue>& group) {
   for (int i = 0; i < group.rows.count;) {
@@ -394,7 +402,9 @@ inline void Int8Gemm(const Int8Rows& in, const PackedInt8& weight, const RowMap&
     const int end = smaller(panel + cut.panels, panel_end);
     for (int leaf = 0; leaf < weight.num_leaves; leaf += cut.leaves) {
       const int leaf_end = smaller(leaf + cut.leaves, weight.num_leaves);
-      Int8GroupRows<Epilogue>({in, weight, rows, epilogue, panel, end, leaf, leaf_end, &small});
+      const bool last = end == panel_end && leaf_end == weight.num_leaves;
+      const int64_t ahead = last ? 0 : (end - panel) * (leaf_end - leaf) * weight.leaf_bytes();
+      Int8GroupRows<Epilogue>({in, weight, rows, epilogue, panel, end, leaf, leaf_end, ahead, &small});
     }
   }
 }

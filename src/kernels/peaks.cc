@@ -85,7 +85,8 @@ TESSERA_TARGET_PUSH("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 namespace avx512 {
 namespace {
 
-// Each product is a statement of assembly, and all loops over sums are unrolled: GCC 12 copies sums elsewhere.
+// Each product is a statement of assembly, and all loops over sums are unrolled: GCC 12 copies sums
+// elsewhere.
 constexpr int kChains = 16;
 constexpr double kInt8Operations = 128.0 * kChains;
 int Int8Loop(int64_t rounds) {
