@@ -15,7 +15,7 @@ constexpr int kDecodeTokens = 4;
 
 // A layer with fewer multiplications is a matter of microseconds: threads would wait for each other longer,
 // and take cores from whoever serves the answers.
-constexpr int64_t kLeastMacsToShare = 1'500'000;
+constexpr int64_t kLeastMacsToShare = 2'500'000;
 
 bool OnlyGenerates(const Step& step) {
   return std::ranges::all_of(step.groups, [](const GroupStep& group) {

@@ -155,8 +155,21 @@ TESSERA_NOINLINE void RunPairs(const PairBlock& block) {
   }
 }
 
+// Pairs [from, to) of the keys of kPositions positions from t on, so that they come from L2 later. A few lines at
+// a time: more would keep those in hand waiting.
+template <int kPositions>
+TESSERA_INLINE void FetchKeys(const AttentionPass& pass, int t, int from, int to) {
+  if (t + kPositions > pass.block_count) return;
+  TESSERA_UNROLL
+  for (int i = 0; i < kPositions; ++i) {
+    const Bf16* key = pass.cache_rows[t + i] + pass.tile.key_begin;
+    for (int pair = from; pair < to; pair += 16) __builtin_prefetch(key + pair * 2, 0, 2);
+  }
+}
+
 // Goes on with the score chains of positions [begin, begin + count), whose keys are given, rounded up to
-// whole groups, and the panel of kVectors vectors of query rows from v on, over pairs [from, to).
+// whole groups, and the panel of kVectors vectors of query rows from v on, over pairs [from, to). Keys of as many
+// positions behind them are fetched meanwhile.
 template <int kPositions, int kVectors>
 inline void ScorePanel(const AttentionPass& pass, const LanePairOp::Element* const* keys, int begin,
                        int count, int v, int from, int to) {
@@ -169,6 +182,7 @@ inline void ScorePanel(const AttentionPass& pass, const LanePairOp::Element* con
                      .first = from == 0,
                      .scale = to == pass.places.query_pairs ? pass.tile.softmax_scale : 1.0f};
   for (int t = 0; t < count; t += kPositions) {
+    if (v == 0) FetchKeys<kPositions>(pass, begin + count + t, from, to);
     block.inputs = inputs + t;
     block.sums = pass.scores(v) + (begin + t) * kLanes;
     RunPairs<kPositions, kVectors, 2, 1>(block);
