@@ -155,8 +155,8 @@ TESSERA_NOINLINE void RunPairs(const PairBlock& block) {
   }
 }
 
-// Pairs [from, to) of the keys of kPositions positions from t on, so that they come from L2 later. A few lines at
-// a time: more would keep those in hand waiting.
+// Pairs [from, to) of the keys of kPositions positions from t on, so that they come from L2 later. A few
+// lines at a time: more would keep those in hand waiting.
 template <int kPositions>
 TESSERA_INLINE void FetchKeys(const AttentionPass& pass, int t, int from, int to) {
   if (t + kPositions > pass.block_count) return;
@@ -168,8 +168,8 @@ TESSERA_INLINE void FetchKeys(const AttentionPass& pass, int t, int from, int to
 }
 
 // Goes on with the score chains of positions [begin, begin + count), whose keys are given, rounded up to
-// whole groups, and the panel of kVectors vectors of query rows from v on, over pairs [from, to). Keys of as many
-// positions behind them are fetched meanwhile.
+// whole groups, and the panel of kVectors vectors of query rows from v on, over pairs [from, to). Keys of as
+// many positions behind them are fetched meanwhile.
 template <int kPositions, int kVectors>
 inline void ScorePanel(const AttentionPass& pass, const LanePairOp::Element* const* keys, int begin,
                        int count, int v, int from, int to) {
