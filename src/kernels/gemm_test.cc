@@ -18,10 +18,11 @@ struct Shape {
   bool mapped;
 };
 constexpr Shape kShapes[] = {
-    {0, 32, 8, false},   {1, 1, 1, false},    {1, 31, 2, true},    {1, 200, 64, false},  {2, 33, 3, false},
-    {3, 64, 129, true},  {4, 96, 40, false},  {5, 40, 7, true},    {6, 16, 5, false},    {7, 17, 8, true},
-    {8, 130, 30, false}, {9, 48, 12, true},   {13, 70, 11, false}, {15, 15, 33, true},   {16, 64, 100, false},
-    {23, 65, 34, true},  {33, 50, 17, false}, {64, 36, 6, true},   {3, 160, 4001, false}};
+    {0, 32, 8, false},   {1, 1, 1, false},   {1, 31, 2, true},      {1, 200, 64, false},
+    {2, 33, 3, false},   {3, 64, 129, true}, {4, 96, 40, false},    {5, 40, 7, true},
+    {6, 16, 5, false},   {7, 17, 8, true},   {8, 130, 30, false},   {9, 48, 12, true},
+    {13, 70, 11, false}, {15, 15, 33, true}, {16, 64, 100, false},  {23, 65, 34, true},
+    {33, 50, 17, false}, {64, 36, 6, true},  {3, 160, 4001, false}, {20, 96, 4001, false}};
 
 // Inputs drawn from twice as many rows, outputs scattered over twice as many.
 struct Map {
@@ -243,8 +244,9 @@ TEST_P(GemmTest, Bf16Fixed) {
 
 TEST_P(GemmTest, FixedPointRoundsTiesAndLargeTerms) {
   // Products whose leaf values, all leaves alike, are chosen: ties of 2^-29, alone and beside steps of 2^-6,
-  // and values around 2^16 and 2^22 (where a vector set changes its way) and around the limit. Each value of
-  // `large` stands alone in a whole panel of small ones, then all stand in a panel that is not whole.
+  // and values around 1/2, 2^16 and 2^22 (where a vector set changes its way) and around the limit. Each
+  // value of `large` stands alone in a whole panel of `small` ones, and `half` ones in one of `least` ones;
+  // then all stand in a panel that is not whole.
   const std::vector<float> small = {
       0x1p-29f,        0x3p-29f,        -0x1p-29f,      0x1.8p-28f,      0x1p-7f,
       -0x1p-7f,        0x3p-7f,         0x5p-7f,        0x1.fffffep-8f,  0x1.000002p-7f,
@@ -257,7 +259,21 @@ TEST_P(GemmTest, FixedPointRoundsTiesAndLargeTerms) {
   const std::vector<float> large = {
       0x1p16f,        -0x1p16f,        0x1.fffffep21f, 0x1p22f,        -0x1p22f, 0x1.000002p22f, -0x1.8p25f,
       0x1.fffffep26f, -0x1.fffffep26f, 0x1p27f,        0x1.000002p27f, -0x1p40f, INFINITY,       -NAN};
-  std::vector<std::vector<float>> cases = {small, large};
+  const std::vector<float> least = {0x1p-29f,       0x3p-29f,        -0x1p-29f,       0x1.8p-28f,
+                                    0x1.fffffep-2f, -0x1.fffffep-2f, 0x1.fffffcp-2f,  0x1p-2f,
+                                    -0x1p-2f,       0x1p-7f,         -0x1p-7f,        0x3p-7f,
+                                    0x1.fffffep-8f, 0x1.000002p-7f,  0x1.01p-6f,      -0x1.01p-6f,
+                                    0x1p-100f,      -0x1.234567p-3f, 0x1.777778p-29f, 0.0f,
+                                    -0.0f,          0x1.000004p-5f,  0x1.00000cp-5f,  0x1.800002p-6f,
+                                    0x1.7ffffep-6f, -0x1.800002p-6f, 0x1.555556p-2f,  0x1.5p-3f,
+                                    0x1.abcdep-4f,  -0x1.abcdep-9f,  0x1.8p-29f,      -0x1.8p-29f};
+  ASSERT_EQ(least.size(), 32u);
+  const std::vector<float> half = {0x1p-1f, -0x1p-1f, 0x1.000002p-1f, 0x1p16f, 0x1p27f, NAN};
+  std::vector<std::vector<float>> cases = {small, large, least};
+  for (const float value : half) {
+    cases.push_back(least);
+    cases.back()[cases.size() % 32] = value;
+  }
   for (const float value : large) {
     cases.push_back(small);
     cases.back()[cases.size() % 32] = value;
