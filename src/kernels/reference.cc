@@ -207,7 +207,9 @@ int32_t DotInt8(const Int8Rows& in, int row, const PackedInt8& weight, int colum
   const uint8_t* w = weight.panels + column / kInt8Panel * weight.panel_bytes() + leaf * weight.leaf_bytes() +
                      column % kInt8Panel * 4;
   int32_t acc = 0;
-  for (int k = 0; k < weight.leaf_pad(); ++k) acc += x[k] * (w[k / 4 * kInt8Panel * 4 + k % 4] - 128);
+  for (int quad = 0; quad < weight.leaf_quads(); ++quad, x += 4, w += kInt8Panel * 4) {
+    for (int i = 0; i < 4; ++i) acc += x[i] * (w[i] - 128);
+  }
   return acc;
 }
 
