@@ -162,11 +162,11 @@ std::string HashOf(const Cell& cell, const LoadedModel& model) {
   }
   if (cell.preempt) {
     // Strangers that grow for long beside everybody: admission fills the small pool, growth takes blocks
-    // back.
+    // back. They must last while a prompt comes token by token.
     std::vector<Request> growing = Strangers(3, 5);
     for (Request& stranger : growing) {
       stranger.id += "-growing";
-      stranger.sampling.max_tokens = 90;
+      stranger.sampling.max_tokens = cell.chunk == 1 ? 200 : 90;
       together.insert(together.begin(), std::move(stranger));
     }
   }
