@@ -305,7 +305,7 @@ TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, typena
   return true;
 }
 
-// One product of a call: the weights that stay in L2 while all rows pass.
+// A part of a call: weights that stay in L2 while all rows pass.
 template <class Epilogue>
 struct Int8Group {
   const Int8Rows& in;
@@ -375,20 +375,17 @@ template <class Epilogue>
 inline void Int8GroupRows(const Int8Group<Epilogue>& group) {
   for (int i = 0; i < group.rows.count;) {
     const int left = group.rows.count - i;
-    if (left > 4) {
-      const int live = left < kInt8Rows ? left : kInt8Rows;
+    const int live = left < kInt8Rows ? left : kInt8Rows;
+    if (live > 4) {
       Int8RowBlock<kInt8Rows>(group, i, live);
-      i += live;
-    } else if (left > 2) {
-      Int8RowBlock<4>(group, i, left);
-      i += left;
-    } else if (left == 2) {
-      Int8RowBlock<2>(group, i, 2);
-      i += 2;
+    } else if (live > 2) {
+      Int8RowBlock<4>(group, i, live);
+    } else if (live == 2) {
+      Int8RowBlock<2>(group, i, live);
     } else {
-      Int8RowBlock<1>(group, i, 1);
-      i += 1;
+      Int8RowBlock<1>(group, i, live);
     }
+    i += live;
   }
 }
 

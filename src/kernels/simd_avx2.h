@@ -311,7 +311,7 @@ struct Int8Inputs {
   TESSERA_INLINE void Prepare(int quads, void* room) {}
 
   // acc[row][vector]: sums of x * (w + 128) over quads [first, first + quads) against a panel's weights. Its
-  // own function: between the sums of leaves the compiler would keep these in memory.
+  // own function: between the sums of leaves the compiler would keep these in memory. `ahead` is for AVX-512.
   TESSERA_NOINLINE void Multiply(int first, const uint8_t* w, int quads, int64_t ahead,
                                  I (*acc)[kInt8Vectors]) const {
     I sum[kRows][kInt8Vectors];
