@@ -100,7 +100,7 @@ struct KernelCases::Content {
     out_bf16 = Take<Bf16>(std::max<int64_t>(size, kMaxParts * kAttentionRows * kLatent));
     out_int8 = Take<int8_t>(kHidden);
     fixed = Take<int64_t>(size);
-    max_bits = Take<uint32_t>(kMaxRows * kMaxParts);
+    out_of_range = Take<uint8_t>(kMaxRows * kMaxParts);
   }
 
   void FillAttention(RandomStream& random) {
@@ -175,7 +175,7 @@ struct KernelCases::Content {
                [=, this](const Kernels& kernels, const std::byte* weights, int part, int begin, int end) {
                  PackedInt8 weight = down;
                  weight.panels = reinterpret_cast<const uint8_t*>(weights);
-                 const FixedRows sums = {fixed, kHidden, max_bits + part % kMaxParts * kMaxRows};
+                 const FixedRows sums = {fixed, kHidden, out_of_range + part % kMaxParts * kMaxRows};
                  kernels.gemm_int8_dynamic_fixed({x_int8, 2048, scales, integers}, weight, scales, nullptr,
                                                  {.count = rows}, begin, end, sums);
                });
@@ -305,7 +305,7 @@ struct KernelCases::Content {
   Bf16* out_bf16 = nullptr;
   int8_t* out_int8 = nullptr;
   int64_t* fixed = nullptr;
-  uint32_t* max_bits = nullptr;
+  uint8_t* out_of_range = nullptr;
 };
 
 KernelCases::KernelCases() : content_(std::make_unique<Content>()) {}

@@ -28,12 +28,12 @@ TESSERA_INLINE int GroupPanels(int64_t panel_bytes, int num_panels, bool one_pas
 
 struct FixedSink {
   int64_t* sums;
-  uint32_t* max_bits;
+  uint8_t* out_of_range;
   I largest;
 
   TESSERA_INLINE void Begin(const FixedRows& out, int64_t row) {
     sums = out.sums + row * out.stride;
-    max_bits = out.max_bits + row;
+    out_of_range = out.out_of_range + row;
     largest = SetI(0);
   }
   TESSERA_INLINE void Add(F c, int column, int count) {
@@ -43,8 +43,7 @@ struct FixedSink {
     AddTerms(sums + column, c, count);
   }
   TESSERA_INLINE void End() {
-    const uint32_t bits = static_cast<uint32_t>(LargestI(largest));
-    if (bits > *max_bits) *max_bits = bits;
+    if (static_cast<uint32_t>(LargestI(largest)) >= kMaxTermBits) *out_of_range = 1;
   }
 };
 
@@ -90,62 +89,46 @@ struct DynamicToBf16 {
   TESSERA_INLINE void End(Row& row) const {}
 };
 
-struct DynamicToFixed {
+// A leaf value is (row factor * column factor) * float(acc).
+struct Int8ToFixed {
   static constexpr bool kFixed = true;
   const Int8Rows& in;
-  const float* weight_scale;
-  const float* row_weight;
+  const float* row_scales;  // of each leaf; null: 1
+  const float* row_weight;  // null: 1
+  const float* column_factors;
+  const int32_t* quant_bias;  // added to the first leaf; null: 0
   const FixedRows& out;
   int num_leaves;
   struct Row {
     const int32_t* sums;
     const float* scales;
-    float factor;
+    float weight;
     FixedSink sink;
+    TESSERA_INLINE float Factor(int leaf) const { return scales != nullptr ? weight * scales[leaf] : weight; }
+    TESSERA_INLINE int32_t Correction(int leaf) const { return sums[leaf] * 128; }
   };
   TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
     const int64_t from = InRow(rows, i) * num_leaves;
     row->sums = in.sums + from;
-    row->scales = in.scales + from;
-    row->factor = row_weight != nullptr ? row_weight[i] : 1.0f;
+    row->scales = row_scales != nullptr ? row_scales + from : nullptr;
+    row->weight = row_weight != nullptr ? row_weight[i] : 1.0f;
     row->sink.Begin(out, OutRow(rows, i));
   }
-  TESSERA_INLINE F Value(const Row& row, int leaf, I acc, int column, int count) const {
-    const F scale = SetF(row.factor * row.scales[leaf]);
-    const F factor = Mul(scale, LoadF(weight_scale + column, count));
-    return Mul(factor, FromInt(SubI(acc, SetI(row.sums[leaf] * 128))));
+  // To the sums of the first leaf.
+  TESSERA_INLINE void AddBias(I (*acc)[kInt8Vectors], int num_rows, int column) const {
+    if (quant_bias == nullptr) return;
+    for (int r = 0; r < num_rows; ++r) {
+      TESSERA_UNROLL
+      for (int v = 0; v < kInt8Vectors; ++v) {
+        acc[r][v] = AddI(acc[r][v], LoadI(quant_bias + column + v * kLanes));
+      }
+    }
   }
   TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
-    row.sink.Add(Value(row, leaf, acc, column, count), column, count);
-  }
-  TESSERA_INLINE void End(Row& row) const { row.sink.End(); }
-};
-
-struct StaticToFixed {
-  static constexpr bool kFixed = true;
-  const Int8Rows& in;
-  const StaticScales& scales;
-  const float* row_weight;
-  const FixedRows& out;
-  int num_leaves;
-  struct Row {
-    const int32_t* sums;
-    float factor;
-    FixedSink sink;
-  };
-  TESSERA_INLINE void Begin(const RowMap& rows, int i, Row* row) const {
-    row->sums = in.sums + InRow(rows, i) * num_leaves;
-    row->factor = row_weight != nullptr ? row_weight[i] : 1.0f;
-    row->sink.Begin(out, OutRow(rows, i));
-  }
-  TESSERA_INLINE F Value(const Row& row, int leaf, I acc, int column, int count) const {
-    acc = SubI(acc, SetI(row.sums[leaf] * 128));
-    if (leaf == 0) acc = AddI(acc, LoadI(scales.quant_bias + column, count));
-    const F factor = Mul(SetF(row.factor), LoadF(scales.deq_scale + column, count));
-    return Mul(factor, FromInt(acc));
-  }
-  TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
-    row.sink.Add(Value(row, leaf, acc, column, count), column, count);
+    acc = SubI(acc, SetI(row.Correction(leaf)));
+    if (leaf == 0 && quant_bias != nullptr) acc = AddI(acc, LoadI(quant_bias + column, count));
+    const F factor = Mul(SetF(row.Factor(leaf)), LoadF(column_factors + column, count));
+    row.sink.Add(Mul(factor, FromInt(acc)), column, count);
   }
   TESSERA_INLINE void End(Row& row) const { row.sink.End(); }
 };
@@ -192,14 +175,16 @@ struct ChainToFixed {
 
 // ---- int8
 
-// Sums over at most kNumLeaves leaves of rint(c * 2^28), without a conversion to int64 per leaf. For |c| <
-// 1/2 the sums fit 32 bits.
+// Sums over at most kNumLeaves leaves of rint(c * 2^28), without a conversion to int64 per leaf. Take gets c
+// * kScale. Where |c| < 1/2 the sums fit 32 bits; scaling by a power of two before the products changes no c
+// but those that overflow, which are not small, and denormal ones, whose terms are 0.
 struct SmallLeafSums {
-  static constexpr uint32_t kLimitBits = 0x3f000000;  // |c| must be below
+  static constexpr float kScale = 0x1p28f;
+  static constexpr uint32_t kLimitBits = 0x4d000000;  // 2^27: |c * kScale| must be below
   I terms;
 
   TESSERA_INLINE void Begin(int num_leaves) { terms = SetI(0); }
-  TESSERA_INLINE void Take(F c) { terms = AddI(terms, ToInt(Mul(c, SetF(0x1p28f)))); }
+  TESSERA_INLINE void Take(F scaled) { terms = AddI(terms, ToInt(scaled)); }
   TESSERA_INLINE void AddTo(int64_t* sums) const { AddSplit(sums, SetI(0), terms); }
 };
 
@@ -210,6 +195,7 @@ struct SmallLeafSums {
 // high * 2^28 is an even integer, so that ties go the same way with and without it:
 // rint(c * 2^28) = high * 2^28 + low. Both sums fit 32 bits: 16 * 2^22 steps and 16 * 2^21.
 struct LeafSums {
+  static constexpr float kScale = 1;
   static constexpr uint32_t kLimitBits = 0x47800000;
   static constexpr float kHighShift = 0x1.8p17f;
   static constexpr float kLowShift = 0x1.8p23f;
@@ -253,52 +239,66 @@ struct Int8Tile {
   const PackedInt8& weight;
   int leaf_begin, leaf_end;
   int live;
-  int64_t ahead;  // bytes from the weights in hand to those that are fetched meanwhile; 0: none
   Int8Inputs<kRows> inputs;
 
   TESSERA_INLINE void Multiply(int panel, int leaf, I (*acc)[kInt8Vectors]) const {
     const uint8_t* w = weight.panels + panel * weight.panel_bytes() + leaf * weight.leaf_bytes();
-    inputs.Multiply((leaf - leaf_begin) * weight.leaf_quads(), w, weight.leaf_quads(), ahead, acc);
+    inputs.Multiply((leaf - leaf_begin) * weight.leaf_quads(), w, weight.leaf_quads(), acc);
+  }
+};
+
+// What the leaf sums of some rows become leaf values with.
+template <int kRows>
+struct LeafFactors {
+  float factor[kRows][kNumLeaves];
+  int32_t correction[kRows][kNumLeaves];
+
+  template <class Row>
+  TESSERA_INLINE void Fill(const Row* row, int live, int leaf_begin, int leaf_end) {
+    for (int r = 0; r < live; ++r) {
+      for (int leaf = leaf_begin; leaf < leaf_end; ++leaf) {
+        factor[r][leaf - leaf_begin] = row[r].Factor(leaf);
+        correction[r][leaf - leaf_begin] = row[r].Correction(leaf);
+      }
+    }
   }
 };
 
 // The leaves of one whole panel of a row-parallel product, its sums touched once for all of them. False, and
 // nothing done, where a leaf value is too large for this kind of sums.
 template <class Sums, int kRows, class Epilogue>
-TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, typename Epilogue::Row* row,
-                                  const Epilogue& epilogue) {
+TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, const LeafFactors<kRows>& factors,
+                                  const typename Epilogue::Row* row, const Epilogue& epilogue) {
   const int num_leaves = tile.leaf_end - tile.leaf_begin;
   const int column = panel * kInt8Panel;
-  if (num_leaves > kNumLeaves || tile.weight.num_outputs - column < kInt8Panel) return false;
-  Sums sums[kRows][kInt8Vectors];
-  I largest[kRows];
+  F column_factors[kInt8Vectors];
   TESSERA_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    largest[r] = row[r].sink.largest;
+  for (int v = 0; v < kInt8Vectors; ++v) {
+    column_factors[v] = Mul(SetF(Sums::kScale), LoadF(epilogue.column_factors + column + v * kLanes));
+  }
+  Sums sums[kRows][kInt8Vectors];
+  for (int r = 0; r < tile.live; ++r) {
     TESSERA_UNROLL
     for (int v = 0; v < kInt8Vectors; ++v) sums[r][v].Begin(num_leaves);
+    for (int at = 0; at < kInt8Panel; at += 8) __builtin_prefetch(row[r].sink.sums + column + at, 1);
   }
-  for (int leaf = tile.leaf_begin; leaf < tile.leaf_end; ++leaf) {
+  I largest = SetI(0);
+  for (int i = 0; i < num_leaves; ++i) {
     I acc[kRows][kInt8Vectors];
-    tile.Multiply(panel, leaf, acc);
-    TESSERA_UNROLL
-    for (int r = 0; r < kRows; ++r) {
+    tile.Multiply(panel, tile.leaf_begin + i, acc);
+    if (tile.leaf_begin + i == 0) epilogue.AddBias(acc, tile.live, column);
+    for (int r = 0; r < tile.live; ++r) {
       TESSERA_UNROLL
       for (int v = 0; v < kInt8Vectors; ++v) {
-        const F c = epilogue.Value(row[r], leaf, acc[r][v], column + v * kLanes, kLanes);
-        largest[r] = MaxI(largest[r], AndI(AsI(c), SetI(0x7fffffff)));
+        const F exact = FromInt(SubI(acc[r][v], SetI(factors.correction[r][i])));
+        const F c = Mul(Mul(SetF(factors.factor[r][i]), column_factors[v]), exact);
+        largest = MaxI(largest, AndI(AsI(c), SetI(0x7fffffff)));
         sums[r][v].Take(c);
       }
     }
   }
-  I all = largest[0];
-  TESSERA_UNROLL
-  for (int r = 1; r < kRows; ++r) all = MaxI(all, largest[r]);
-  if (LaneBits(GreaterI(all, SetI(Sums::kLimitBits - 1))) != 0) return false;
-  TESSERA_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    if (r >= tile.live) break;
-    row[r].sink.largest = largest[r];
+  if (LaneBits(GreaterI(largest, SetI(Sums::kLimitBits - 1))) != 0) return false;
+  for (int r = 0; r < tile.live; ++r) {
     TESSERA_UNROLL
     for (int v = 0; v < kInt8Vectors; ++v) sums[r][v].AddTo(row[r].sink.sums + column + v * kLanes);
   }
@@ -314,8 +314,7 @@ struct Int8Group {
   const Epilogue& epilogue;
   int panel, panel_end;
   int leaf_begin, leaf_end;
-  int64_t ahead;  // bytes to the next group; 0: there is none
-  bool* small;    // no leaf value of the call was large so far
+  bool* small;  // no leaf value of the call was large so far
 };
 
 // Rows [i, i + live) of the call, at most kRows, against a group.
@@ -325,12 +324,7 @@ TESSERA_NOINLINE void Int8RowBlock(const Int8Group<Epilogue>& group, int i, int 
   const Epilogue& epilogue = group.epilogue;
   const int leaf_begin = group.leaf_begin;
   const int leaf_end = group.leaf_end;
-  // The first block of rows waits for memory. The second and the third each fetch every other line of the
-  // next group beside their work; in two blocks that would be too fast a stream, and slower than none.
-  const int block = i / kInt8Rows;
-  const bool fetches = group.rows.count > 2 * kInt8Rows && (block == 1 || block == 2) && group.ahead != 0;
-  const int64_t ahead = fetches ? group.ahead + (block - 1) * 64 : 0;
-  Int8Tile<kRows> tile{weight, leaf_begin, leaf_end, live, ahead, {}};
+  Int8Tile<kRows> tile{weight, leaf_begin, leaf_end, live, {}};
   typename Epilogue::Row row[kRows];
   for (int r = 0; r < kRows; ++r) {
     const int at = i + (r < live ? r : live - 1);
@@ -340,11 +334,18 @@ TESSERA_NOINLINE void Int8RowBlock(const Int8Group<Epilogue>& group, int i, int 
   }
   const int quads = (leaf_end - leaf_begin) * weight.leaf_quads();
   tile.inputs.Prepare(quads, __builtin_alloca(Int8Inputs<kRows>::RoomBytes(quads)));
+  [[maybe_unused]] LeafFactors<kRows> factors;
+  const bool at_once = Epilogue::kFixed && leaf_end - leaf_begin <= kNumLeaves;
+  if constexpr (Epilogue::kFixed) {
+    if (at_once) factors.Fill(row, live, leaf_begin, leaf_end);
+  }
   for (int panel = group.panel; panel < group.panel_end; ++panel) {
     if constexpr (Epilogue::kFixed) {
-      if (*group.small && AddWholePanel<SmallLeafSums>(tile, panel, row, epilogue)) continue;
-      *group.small = false;
-      if (AddWholePanel<LeafSums>(tile, panel, row, epilogue)) continue;
+      if (at_once && weight.num_outputs - panel * kInt8Panel >= kInt8Panel) {
+        if (*group.small && AddWholePanel<SmallLeafSums>(tile, panel, factors, row, epilogue)) continue;
+        *group.small = false;
+        if (AddWholePanel<LeafSums>(tile, panel, factors, row, epilogue)) continue;
+      }
     }
     for (int leaf = leaf_begin; leaf < leaf_end; ++leaf) {
       I acc[kRows][kInt8Vectors];
@@ -399,9 +400,7 @@ inline void Int8Gemm(const Int8Rows& in, const PackedInt8& weight, const RowMap&
     const int end = smaller(panel + cut.panels, panel_end);
     for (int leaf = 0; leaf < weight.num_leaves; leaf += cut.leaves) {
       const int leaf_end = smaller(leaf + cut.leaves, weight.num_leaves);
-      const bool last = end == panel_end && leaf_end == weight.num_leaves;
-      const int64_t ahead = last ? 0 : (end - panel) * (leaf_end - leaf) * weight.leaf_bytes();
-      Int8GroupRows<Epilogue>({in, weight, rows, epilogue, panel, end, leaf, leaf_end, ahead, &small});
+      Int8GroupRows<Epilogue>({in, weight, rows, epilogue, panel, end, leaf, leaf_end, &small});
     }
   }
 }
@@ -420,13 +419,13 @@ inline void GemmInt8DynamicFixed(const Int8Rows& in, const PackedInt8& weight, c
                                  const float* row_weight, const RowMap& rows, int panel_begin, int panel_end,
                                  const FixedRows& out) {
   Int8Gemm(in, weight, rows, panel_begin, panel_end,
-           DynamicToFixed{in, weight_scale, row_weight, out, weight.num_leaves});
+           Int8ToFixed{in, in.scales, row_weight, weight_scale, nullptr, out, weight.num_leaves});
 }
 inline void GemmInt8StaticFixed(const Int8Rows& in, const PackedInt8& weight, const StaticScales& scales,
                                 const float* row_weight, const RowMap& rows, int panel_begin, int panel_end,
                                 const FixedRows& out) {
   Int8Gemm(in, weight, rows, panel_begin, panel_end,
-           StaticToFixed{in, scales, row_weight, out, weight.num_leaves});
+           Int8ToFixed{in, nullptr, row_weight, scales.deq_scale, scales.quant_bias, out, weight.num_leaves});
 }
 
 // ---- Chains: bf16 pairs and plain fp32

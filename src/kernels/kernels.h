@@ -116,9 +116,7 @@ struct RowMap {
 struct FixedRows {
   int64_t* sums = nullptr;  // [row][stride]; terms are added, those with |c| >= 2^27 or NaN add nothing
   int64_t stride = 0;
-  // [row]: running maximum of |leaf value| as the bits of the absolute fp32 value, so that NaN wins. The
-  // caller zeroes it, and refuses rows above kMaxTermBits. One entry per output row and calling thread.
-  uint32_t* max_bits = nullptr;
+  uint8_t* out_of_range = nullptr;  // [row], of the calling thread: set to 1 where a term was refused
 };
 inline constexpr uint32_t kMaxTermBits = 0x4d000000;   // 2^27: |c| must be below (bits must be less)
 inline constexpr uint32_t kInfinityBits = 0x7f800000;  // absolute bits at or above: not finite

@@ -225,10 +225,12 @@ float PairChain(const Bf16Rows& in, int row, const PackedBf16& weight, int colum
   return acc;
 }
 
-// Adds one leaf value to an output. A value that is not below 2^27 adds nothing; max_bits tells.
+// Adds one leaf value to an output, unless it is out of range.
 void AddTerm(float c, const FixedRows& out, int row, int column) {
-  if (MagnitudeBits(c) > out.max_bits[row]) out.max_bits[row] = MagnitudeBits(c);
-  if (MagnitudeBits(c) >= kMaxTermBits) return;
+  if (MagnitudeBits(c) >= kMaxTermBits) {
+    out.out_of_range[row] = 1;
+    return;
+  }
   out.sums[row * out.stride + column] += _mm_cvtss_si64(_mm_set_ss(c * 0x1p28f));  // rounds to nearest even
 }
 

@@ -311,9 +311,8 @@ struct Int8Inputs {
   TESSERA_INLINE void Prepare(int quads, void* room) {}
 
   // acc[row][vector]: sums of x * (w + 128) over quads [first, first + quads) against a panel's weights. Its
-  // own function: between the sums of leaves the compiler would keep these in memory. `ahead` is for AVX-512.
-  TESSERA_NOINLINE void Multiply(int first, const uint8_t* w, int quads, int64_t ahead,
-                                 I (*acc)[kInt8Vectors]) const {
+  // own function: between the sums of leaves the compiler would keep these in memory.
+  TESSERA_NOINLINE void Multiply(int first, const uint8_t* w, int quads, I (*acc)[kInt8Vectors]) const {
     I sum[kRows][kInt8Vectors];
     TESSERA_UNROLL
     for (int row = 0; row < kRows; ++row) {
@@ -417,8 +416,7 @@ struct Int8Inputs<4> {
       }
     }
   }
-  TESSERA_INLINE void Multiply(int first, const uint8_t* w, int quads, int64_t ahead,
-                               I (*acc)[kInt8Vectors]) const {
+  TESSERA_INLINE void Multiply(int first, const uint8_t* w, int quads, I (*acc)[kInt8Vectors]) const {
     constexpr int kChunk = 64;  // quads: both halves of these weights pass while they are in L1
     TESSERA_UNROLL
     for (int row = 0; row < 4; ++row) {

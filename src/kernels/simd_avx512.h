@@ -248,6 +248,8 @@ TESSERA_INLINE F FromFixed(const int64_t* sums, int count) {
 // ---- int8
 
 constexpr int kInt8Vectors = kInt8Panel / kLanes;
+// As far ahead of the weights, for the full block: its products fill the window that would look ahead.
+constexpr int kPrefetchBytes = 8192;
 
 // The weights are the unsigned operand, so that four activations can come as a broadcast memory operand
 // (performance: a block of 4 rows and more reaches the peak rate; one row is bound by loads, and takes two
@@ -259,22 +261,9 @@ struct Int8Inputs {
   static constexpr int64_t RoomBytes(int quads) { return 0; }
   TESSERA_INLINE void Prepare(int quads, void* room) {}
 
-  // acc[row][vector]: sums of x * (w + 128) over quads [first, first + quads) against a panel's weights. One
-  // line of a quad's weights `ahead` bytes behind, unless 0, is fetched to L2 on the way.
-  TESSERA_INLINE void Multiply(int first, const uint8_t* w, int quads, int64_t ahead,
-                               I (*acc)[kInt8Vectors]) const {
-    if (kRows == kInt8Rows && ahead != 0) {
-      MultiplyQuads<kRows == kInt8Rows>(first, w, quads, ahead, acc);
-    } else {
-      MultiplyQuads<false>(first, w, quads, 0, acc);
-    }
-  }
-
- private:
-  // Its own function: between the sums of leaves the compiler would keep these in memory.
-  template <bool kFetchAhead>
-  TESSERA_NOINLINE void MultiplyQuads(int first, const uint8_t* w, int quads, int64_t ahead,
-                                      I (*acc)[kInt8Vectors]) const {
+  // acc[row][vector]: sums of x * (w + 128) over quads [first, first + quads) against a panel's weights. Its
+  // own function: between the sums of leaves the compiler would keep these in memory.
+  TESSERA_NOINLINE void Multiply(int first, const uint8_t* w, int quads, I (*acc)[kInt8Vectors]) const {
     I sum[kRows][kInt8Vectors][kChains];
     TESSERA_UNROLL
     for (int row = 0; row < kRows; ++row) {
@@ -288,7 +277,12 @@ struct Int8Inputs {
     for (; quad + kChains <= quads; quad += kChains) {
       TESSERA_UNROLL
       for (int chain = 0; chain < kChains; ++chain) AddQuad(first, w, quad + chain, chain, sum);
-      if constexpr (kFetchAhead) __builtin_prefetch(w + ahead + int64_t{quad} * kInt8Vectors * 64, 0, 2);
+      if constexpr (kRows == kInt8Rows) {
+        TESSERA_UNROLL
+        for (int v = 0; v < kInt8Vectors; ++v) {
+          _mm_prefetch(w + kPrefetchBytes + (int64_t{quad} * kInt8Vectors + v) * 64, _MM_HINT_T1);
+        }
+      }
     }
     if constexpr (kChains > 1) {
       if (quad < quads) AddQuad(first, w, quad, 0, sum);
@@ -302,6 +296,7 @@ struct Int8Inputs {
     }
   }
 
+ private:
   TESSERA_INLINE void AddQuad(int first, const uint8_t* w, int quad, int chain,
                               I (*sum)[kInt8Vectors][kChains]) const {
     TESSERA_UNROLL

@@ -96,7 +96,7 @@ class RowFailures {
   std::vector<int32_t> first_;
 };
 
-// Fixed-point sums of some rows (numerics.md, "Fixed point"), and the largest term of each row and thread.
+// Fixed-point sums of some rows (numerics.md, "Fixed point"), and which of them met a term out of range.
 // A row is `width` sums, then kFlags counters that say on how many ranks something of it failed: they are
 // added with the sums when ranks exchange them, so that all see the same failures.
 class FixedSums {
@@ -110,12 +110,13 @@ class FixedSums {
     const auto size = static_cast<size_t>(num_rows * stride());
     if (sums_.size() < size) sums_.resize(size);
     std::fill_n(sums_.begin(), size, 0);
-    max_bits_.assign(static_cast<size_t>(num_rows) * num_threads, 0);
+    out_of_range_.assign(static_cast<size_t>(num_rows) * num_threads, 0);
   }
   int64_t stride() const { return width_ + kFlags; }
   kernels::FixedRows Rows(int thread) {
-    return {
-        .sums = sums_.data(), .stride = stride(), .max_bits = max_bits_.data() + int64_t{thread} * num_rows_};
+    return {.sums = sums_.data(),
+            .stride = stride(),
+            .out_of_range = out_of_range_.data() + int64_t{thread} * num_rows_};
   }
   // Rows [begin, end) as one array, flags included.
   std::span<int64_t> Values(int begin, int end) {
@@ -168,7 +169,7 @@ class FixedSums {
   }
   bool OutOfRange(int row) const {
     for (int thread = 0; thread < num_threads_; ++thread) {
-      if (max_bits_[int64_t{thread} * num_rows_ + row] >= kernels::kMaxTermBits) return true;
+      if (out_of_range_[int64_t{thread} * num_rows_ + row] != 0) return true;
     }
     return false;
   }
@@ -177,7 +178,7 @@ class FixedSums {
   int width_ = 0;
   int num_threads_ = 0;
   std::vector<int64_t> sums_;
-  std::vector<uint32_t> max_bits_;
+  std::vector<uint8_t> out_of_range_;  // [thread][row]
 };
 
 }  // namespace tessera
