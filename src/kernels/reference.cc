@@ -1,7 +1,7 @@
-// The meaning of every kernel: plain loops over the definitions of docs/numerics.md, one output at a time.
-// The table `scalar`, and what every other table must equal bit for bit. No vector code, no blocking. It
-// needs FMA so that a fused multiply-add is one instruction, correctly rounded and flushing like the vector
-// units do.
+// The meaning of every kernel: plain loops over the definitions of docs/numerics.md. The table `scalar`, and
+// what every other table must equal bit for bit. No vector code, no blocking; chains of bf16 go on side by
+// side, since one alone waits for itself. It needs FMA so that a fused multiply-add is one instruction,
+// correctly rounded and flushing like the vector units do.
 #include "kernels/kernels.h"
 #include "kernels/tables.h"
 #include "kernels/target.h"
@@ -213,17 +213,21 @@ int32_t DotInt8(const Int8Rows& in, int row, const PackedInt8& weight, int colum
   return acc;
 }
 
-float PairChain(const Bf16Rows& in, int row, const PackedBf16& weight, int column, int leaf) {
-  const Bf16* x = in.data + row * in.stride + int64_t{leaf} * weight.leaf_pad();
-  const Bf16* w = weight.panels + column / kFloatPanel * weight.panel_elements() +
-                  leaf * weight.leaf_elements() + column % kFloatPanel * 2;
-  float acc = 0;
-  for (int pair = 0; pair < weight.leaf_pairs(); ++pair) {
-    acc = Fma(ToFloat(x[2 * pair + 1]), ToFloat(w[pair * kFloatPanel * 2 + 1]), acc);
-    acc = Fma(ToFloat(x[2 * pair]), ToFloat(w[pair * kFloatPanel * 2]), acc);
+// The pair chains of one leaf for the outputs of a panel, of which the last panel may hold fewer.
+struct PairChains {
+  float acc[kFloatPanel] = {};
+  int count = 0;
+
+  PairChains(const Bf16Rows& in, int row, const PackedBf16& weight, int panel, int leaf) {
+    const Bf16* x = in.data + row * in.stride + int64_t{leaf} * weight.leaf_pad();
+    const Bf16* w = weight.panels + panel * weight.panel_elements() + leaf * weight.leaf_elements();
+    count = Least(weight.num_outputs - panel * kFloatPanel, kFloatPanel);
+    for (int pair = 0; pair < weight.leaf_pairs(); ++pair, x += 2, w += kFloatPanel * 2) {
+      for (int n = 0; n < kFloatPanel; ++n) acc[n] = Fma(ToFloat(x[1]), ToFloat(w[n * 2 + 1]), acc[n]);
+      for (int n = 0; n < kFloatPanel; ++n) acc[n] = Fma(ToFloat(x[0]), ToFloat(w[n * 2]), acc[n]);
+    }
   }
-  return acc;
-}
+};
 
 // Adds one leaf value to an output, unless it is out of range.
 void AddTerm(float c, const FixedRows& out, int row, int column) {
@@ -290,8 +294,10 @@ void GemmInt8StaticFixed(const Int8Rows& in, const PackedInt8& weight, const Sta
 void GemmBf16(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, int panel_begin,
               int panel_end, Bf16* out, int64_t out_stride) {
   for (int i = 0; i < rows.count; ++i) {
-    for (int n = panel_begin * kFloatPanel; n < Least(panel_end * kFloatPanel, weight.num_outputs); ++n) {
-      out[OutRow(rows, i) * out_stride + n] = ToBf16(PairChain(in, InRow(rows, i), weight, n, 0));
+    for (int panel = panel_begin; panel < panel_end; ++panel) {
+      const PairChains chains(in, InRow(rows, i), weight, panel, 0);
+      Bf16* at = out + OutRow(rows, i) * out_stride + panel * kFloatPanel;
+      for (int j = 0; j < chains.count; ++j) at[j] = ToBf16(chains.acc[j]);
     }
   }
 }
@@ -299,8 +305,10 @@ void GemmBf16(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, 
 void GemmBf16Float(const Bf16Rows& in, const PackedBf16& weight, const RowMap& rows, int panel_begin,
                    int panel_end, float* out, int64_t out_stride) {
   for (int i = 0; i < rows.count; ++i) {
-    for (int n = panel_begin * kFloatPanel; n < Least(panel_end * kFloatPanel, weight.num_outputs); ++n) {
-      out[OutRow(rows, i) * out_stride + n] = PairChain(in, InRow(rows, i), weight, n, 0);
+    for (int panel = panel_begin; panel < panel_end; ++panel) {
+      const PairChains chains(in, InRow(rows, i), weight, panel, 0);
+      float* at = out + OutRow(rows, i) * out_stride + panel * kFloatPanel;
+      for (int j = 0; j < chains.count; ++j) at[j] = chains.acc[j];
     }
   }
 }
@@ -309,9 +317,12 @@ void GemmBf16Fixed(const Bf16Rows& in, const PackedBf16& weight, const float* ro
                    int panel_begin, int panel_end, const FixedRows& out) {
   for (int i = 0; i < rows.count; ++i) {
     const float factor = row_weight != nullptr ? row_weight[i] : 1.0f;
-    for (int n = panel_begin * kFloatPanel; n < Least(panel_end * kFloatPanel, weight.num_outputs); ++n) {
+    for (int panel = panel_begin; panel < panel_end; ++panel) {
       for (int leaf = 0; leaf < weight.num_leaves; ++leaf) {
-        AddTerm(factor * PairChain(in, InRow(rows, i), weight, n, leaf), out, OutRow(rows, i), n);
+        const PairChains chains(in, InRow(rows, i), weight, panel, leaf);
+        for (int j = 0; j < chains.count; ++j) {
+          AddTerm(factor * chains.acc[j], out, OutRow(rows, i), panel * kFloatPanel + j);
+        }
       }
     }
   }
@@ -368,16 +379,20 @@ void ScoreBlock(const AttentionTile& tile, int row, int begin, int count, BlockS
   block->l = FoldLanes(lanes);
 }
 
-// o of the block at one column of the value. A pair's second position beyond the visible ones counts as zero.
-float BlockOutput(const AttentionTile& tile, const BlockScores& block, int begin, int count, int column) {
-  float acc = 0;
+// o of the block. A pair's second position beyond the visible ones counts as zero.
+void BlockOutput(const AttentionTile& tile, const BlockScores& block, int begin, int count, float* output) {
+  for (int d = 0; d < tile.value_width; ++d) output[d] = 0;
   for (int t = 0; t < count; t += 2) {
     const bool both = t + 1 < count;
-    const float odd = both ? ToFloat(CacheRow(tile.pages, begin + t + 1)[column]) : 0.0f;
-    acc = Fma(both ? ToFloat(block.p[t + 1]) : 0.0f, odd, acc);
-    acc = Fma(ToFloat(block.p[t]), ToFloat(CacheRow(tile.pages, begin + t)[column]), acc);
+    const Bf16* even = CacheRow(tile.pages, begin + t);
+    const Bf16* odd = both ? CacheRow(tile.pages, begin + t + 1) : nullptr;
+    for (int d = 0; d < tile.value_width; ++d) {
+      const float first =
+          Fma(both ? ToFloat(block.p[t + 1]) : 0.0f, both ? ToFloat(odd[d]) : 0.0f, output[d]);
+      output[d] = Fma(ToFloat(block.p[t]), ToFloat(even[d]), first);
+    }
   }
-  return acc + 0.0f;
+  for (int d = 0; d < tile.value_width; ++d) output[d] += 0.0f;
 }
 
 // One block of one row into its place in `part`.
@@ -388,7 +403,7 @@ bool AttendRow(const AttentionTile& tile, int row, int begin, const AttentionPar
   part.m[row] = block.m;
   part.l[row] = block.l;
   float* output = part.output + int64_t{row} * AttentionPart::Pad(tile.value_width);
-  for (int d = 0; d < tile.value_width; ++d) output[d] = BlockOutput(tile, block, begin, count, d);
+  BlockOutput(tile, block, begin, count, output);
   return block.finite;
 }
 
