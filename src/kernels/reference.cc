@@ -223,8 +223,13 @@ struct PairChains {
     const Bf16* w = weight.panels + panel * weight.panel_elements() + leaf * weight.leaf_elements();
     count = Least(weight.num_outputs - panel * kFloatPanel, kFloatPanel);
     for (int pair = 0; pair < weight.leaf_pairs(); ++pair, x += 2, w += kFloatPanel * 2) {
-      for (int n = 0; n < kFloatPanel; ++n) acc[n] = Fma(ToFloat(x[1]), ToFloat(w[n * 2 + 1]), acc[n]);
-      for (int n = 0; n < kFloatPanel; ++n) acc[n] = Fma(ToFloat(x[0]), ToFloat(w[n * 2]), acc[n]);
+      uint32_t words[kFloatPanel];  // an even element below an odd one
+      __builtin_memcpy(words, w, sizeof words);
+      for (int n = 0; n < kFloatPanel; ++n) {
+        const float odd = FromBits(words[n] & 0xffff0000);
+        const float even = FromBits(words[n] << 16);
+        acc[n] = Fma(ToFloat(x[0]), even, Fma(ToFloat(x[1]), odd, acc[n]));
+      }
     }
   }
 };
