@@ -32,12 +32,11 @@ TESSERA_INLINE F Exp(F x) {
   return SelectF(LessF(SetF(88.72f), x), AsF(SetI(kInfinityBits)), result);
 }
 
-// Exp(x) for x <= 0, -inf too. From -87.33 on 2^n is a normal number, and p * 2^n rounds nothing: what would
-// be denormal is flushed in one step as in two.
+// Exp(x) for x <= 0, -inf too. From -87.33 on p * 2^n is a normal number: n is added to the exponent of p.
 TESSERA_INLINE F ExpOfNegative(F x) {
-  I exponent;
-  const F p = ExpPolynomial(x, &exponent);
-  const F result = Mul(p, AsF(ShiftLeft<23>(AddI(exponent, SetI(127)))));
+  I n;
+  const F p = ExpPolynomial(x, &n);
+  const F result = AsF(AddI(AsI(p), ShiftLeft<23>(n)));
   return SelectF(LessF(x, SetF(-87.33f)), SetF(0.0f), result);
 }
 
