@@ -16,10 +16,6 @@ namespace {
 
 constexpr size_t kAlignBytes = 64;
 
-size_t RoundUp(size_t n, size_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
-
 // "max" and missing files mean no limit.
 std::optional<uint64_t> ReadNumber(const std::string& path) {
   std::ifstream file(path);
@@ -84,6 +80,12 @@ Result<Arena> Arena::Allocate(size_t size_bytes) {
   arena.base_ = static_cast<std::byte*>(base);
   arena.size_ = size;
   return arena;
+}
+
+Arena Arena::AllocateOrDie(size_t size_bytes) {
+  Result<Arena> arena = Allocate(size_bytes);
+  CHECK(arena.has_value());
+  return std::move(*arena);
 }
 
 Arena::~Arena() {

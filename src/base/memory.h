@@ -4,11 +4,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <utility>
 
 #include "base/error.h"
 
 namespace tessera {
+
+// The least multiple of `unit` that is not below n >= 0.
+template <typename T>
+constexpr T RoundUp(T n, std::type_identity_t<T> unit) {
+  return (n + unit - 1) / unit * unit;
+}
 
 // Owns one anonymous mapping. Its bytes read as zero until written and cost nothing until touched. Movable.
 class Arena {
@@ -16,6 +23,8 @@ class Arena {
   Arena() = default;
   // kExhausted with the size when the system refuses. `size` may be 0.
   static Result<Arena> Allocate(size_t size_bytes);
+  // The same for working memory that was counted before: CHECKs.
+  static Arena AllocateOrDie(size_t size_bytes);
   Arena(Arena&& other) noexcept
       : base_(std::exchange(other.base_, nullptr)),
         size_(std::exchange(other.size_, 0)),

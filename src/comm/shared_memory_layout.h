@@ -18,6 +18,7 @@
 #include <string_view>
 
 #include "base/check.h"
+#include "base/memory.h"
 #include "comm/operation.h"
 #include "comm/shared_memory.h"
 
@@ -75,7 +76,6 @@ struct MemoryLayout {
   size_t total_bytes() const { return buffers() + slots() * 2 * kBufferBytes; }
 
   static constexpr size_t kPage = 4096;
-  static constexpr size_t RoundUp(size_t value, size_t step) { return (value + step - 1) / step * step; }
   size_t ranks;
 };
 

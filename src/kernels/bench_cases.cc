@@ -29,10 +29,6 @@ int PartBegin(int count, int part, int parts) {
   return static_cast<int>(int64_t{count} * part / parts);
 }
 
-int64_t Aligned(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
-
 int ReferenceParts(double operations, int most) {
   return std::clamp(static_cast<int>(operations / kReferenceOperations), 1, most);
 }
@@ -58,11 +54,6 @@ struct KernelCases::Content {
     AddRows();
   }
 
-  static Arena TakeMemory() {
-    Result<Arena> arena = Arena::Allocate(kStreamBytes + (size_t{96} << 20));
-    CHECK(arena.has_value());
-    return std::move(*arena);
-  }
   template <typename T>
   T* Take(int64_t count) {
     return memory.TakeArray<T>(count).data();
@@ -79,8 +70,8 @@ struct KernelCases::Content {
   }
   // Call `call`'s piece of the stream.
   const std::byte* Piece(int64_t bytes, int call) const {
-    const int64_t pieces = static_cast<int64_t>(kStreamBytes) / Aligned(bytes);
-    return stream + call % pieces * Aligned(bytes);
+    const int64_t pieces = static_cast<int64_t>(kStreamBytes) / RoundUp(bytes, 64);
+    return stream + call % pieces * RoundUp(bytes, 64);
   }
 
   void FillRows(RandomStream& random) {
@@ -291,7 +282,7 @@ struct KernelCases::Content {
     for (BenchCase& test : std::span(cases).last(11)) test.only_one_thread = true;
   }
 
-  Arena memory = TakeMemory();
+  Arena memory = Arena::AllocateOrDie(kStreamBytes + (size_t{96} << 20));
   std::byte* stream = nullptr;
   std::vector<BenchCase> cases;
   AttentionTile tile;

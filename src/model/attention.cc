@@ -17,18 +17,8 @@ constexpr int kMostParts = 256;          // held at a time, if one tile does not
 constexpr int kMergedRows = 4;           // by one task
 constexpr int64_t kMacsAlone = 200'000;  // less is not worth waking a thread for
 
-int64_t RoundUp(int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
-
 int64_t ScratchBytes(const ModelConfig& config) {
-  return RoundUp(kernels::AttentionScratchBytes(config.latent_width(), config.kv_lora_rank));
-}
-
-Arena Allocate(int64_t bytes) {
-  auto arena = Arena::Allocate(bytes);
-  CHECK(arena.has_value());
-  return std::move(*arena);
+  return RoundUp(kernels::AttentionScratchBytes(config.latent_width(), config.kv_lora_rank), 64);
 }
 
 }  // namespace
@@ -43,7 +33,7 @@ LatentAttention::LatentAttention(const ModelConfig& config, int heads, float sof
       threads_(threads),
       scratch_bytes_(ScratchBytes(config)),
       part_bytes_(kernels::AttentionPartBytes(config.kv_lora_rank)),
-      scratch_(Allocate(scratch_bytes_ * threads.num_threads())) {}
+      scratch_(Arena::AllocateOrDie(scratch_bytes_ * threads.num_threads())) {}
 
 std::vector<int> LatentAttention::Run(int layer, const Batch& batch, int first, int count,
                                       const KvCache& cache, const kernels::Bf16* queries,
@@ -130,7 +120,7 @@ size_t LatentAttention::TakePieces(size_t begin, int largest_share) {
     for (int block = 0; block < tile.num_blocks; ++block) pieces_.push_back({&tile, block});
   }
   const int64_t bytes = num_parts * part_bytes_;
-  if (static_cast<int64_t>(parts_.size_bytes()) < bytes) parts_ = Allocate(bytes);
+  if (static_cast<int64_t>(parts_.size_bytes()) < bytes) parts_ = Arena::AllocateOrDie(bytes);
   return end;
 }
 

@@ -16,16 +16,12 @@ constexpr int kMostTogether = 32;    // 43 MB for R1
 constexpr int kMostPositions = 128;  // expanded by one task
 constexpr int kLeastPositions = 32;
 
-int64_t RoundUp(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
-
 int NumTiles(int num_tokens) {
   return (num_tokens + kernels::kAttentionRows - 1) / kernels::kAttentionRows;
 }
 
 int KeyBegin(const ModelConfig& config) {
-  return static_cast<int>(RoundUp(config.v_head_dim, 16));
+  return RoundUp(config.v_head_dim, 16);
 }
 
 int64_t RowStride(const ModelConfig& config) {
@@ -39,12 +35,6 @@ int64_t ScratchBytes(const ModelConfig& config) {
 
 int64_t RowBytes(const ModelConfig& config) {  // of one head
   return kernels::kAttentionBlock * RowStride(config) * int64_t{sizeof(kernels::Bf16)};
-}
-
-Arena Allocate(int64_t bytes) {
-  auto arena = Arena::Allocate(static_cast<size_t>(bytes));
-  CHECK(arena.has_value());
-  return std::move(*arena);
 }
 
 }  // namespace
@@ -61,9 +51,9 @@ ExpandedAttention::ExpandedAttention(const ModelConfig& config, int heads, float
       num_together_(NumTogether(heads, threads.num_threads())),
       scratch_bytes_(ScratchBytes(config)),
       part_bytes_(kernels::AttentionPartBytes(config.v_head_dim)),
-      scratch_(Allocate(scratch_bytes_ * threads.num_threads())),
-      rows_(Allocate(num_together_ * RowBytes(config))),
-      merged_(Allocate(num_together_ * NumTiles(kMostTokens) * part_bytes_)) {}
+      scratch_(Arena::AllocateOrDie(scratch_bytes_ * threads.num_threads())),
+      rows_(Arena::AllocateOrDie(num_together_ * RowBytes(config))),
+      merged_(Arena::AllocateOrDie(num_together_ * NumTiles(kMostTokens) * part_bytes_)) {}
 
 int ExpandedAttention::NumTogether(int heads, int num_threads) {
   return std::min({heads, std::max(num_threads, 2), kMostTogether});
@@ -204,11 +194,12 @@ void ExpandedAttention::RepairTile(const LayerWeights& weights, int head, int ti
                                    std::vector<int>& failed) {
   kernels::AttentionTile in = TileOf(head, tile, queries, nullptr);
   const int positions = in.num_visible[in.num_rows - 1];
-  const Arena arena = Allocate(RoundUp(positions, 64) * row_stride_ * int64_t{sizeof(kernels::Bf16)});
+  const Arena arena =
+      Arena::AllocateOrDie(RoundUp(positions, 64) * row_stride_ * int64_t{sizeof(kernels::Bf16)});
   auto* rows = reinterpret_cast<kernels::Bf16*>(arena.data());
   Expand(weights, head, {0, positions}, rows);
   in.pages.base = rows;
-  in.pages.block_size = static_cast<int>(RoundUp(positions, 64));
+  in.pages.block_size = RoundUp(positions, 64);
   const int64_t out_stride = int64_t{heads_} * config_.v_head_dim;
   const int token = tile * kernels::kAttentionRows;
   uint64_t bad = 0;
