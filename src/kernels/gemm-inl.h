@@ -340,8 +340,10 @@ TESSERA_NOINLINE void Int8RowBlock(const Int8Group<Epilogue>& group, int i, int 
     if (at_once) factors.Fill(row, live, leaf_begin, leaf_end);
   }
   for (int panel = group.panel; panel < group.panel_end; ++panel) {
+    const int column = panel * kInt8Panel;
+    const int width = weight.num_outputs - column;
     if constexpr (Epilogue::kFixed) {
-      if (at_once && weight.num_outputs - panel * kInt8Panel >= kInt8Panel) {
+      if (at_once && width >= kInt8Panel) {
         if (*group.small && AddWholePanel<SmallLeafSums>(tile, panel, factors, row, epilogue)) continue;
         *group.small = false;
         if (AddWholePanel<LeafSums>(tile, panel, factors, row, epilogue)) continue;
@@ -350,8 +352,6 @@ TESSERA_NOINLINE void Int8RowBlock(const Int8Group<Epilogue>& group, int i, int 
     for (int leaf = leaf_begin; leaf < leaf_end; ++leaf) {
       I acc[kRows][kInt8Vectors];
       tile.Multiply(panel, leaf, acc);
-      const int column = panel * kInt8Panel;
-      const int width = weight.num_outputs - column;
       TESSERA_UNROLL
       for (int r = 0; r < kRows; ++r) {
         if (r >= live) break;

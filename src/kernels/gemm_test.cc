@@ -296,6 +296,31 @@ TEST_P(GemmTest, FixedPointRoundsTiesAndLargeTerms) {
   }
 }
 
+TEST_P(GemmTest, TermsOutOfRangeAreSeenInTheirRows) {
+  RandomStream random(37);
+  constexpr int kRows = 11;
+  constexpr int kOutputs = 40;  // a panel that is whole, and one that is not
+  Int8Weight weight(random, kOutputs, kNumLeaves, 4);
+  const std::vector<float> scale(kOutputs, 1.0f);
+  for (const float bad : {0x1p40f, NAN}) {
+    for (int bad_row = 0; bad_row < kRows; ++bad_row) {
+      Int8Input input(random, kRows, kNumLeaves, 4, false);
+      input.scales[bad_row * kNumLeaves + 5] = bad;
+      FixedOutputs a(kRows, kOutputs, RandomStream(5)), b = a;
+      const int other = (bad_row + 4) % kRows;
+      a.out_of_range[other] = b.out_of_range[other] = 1;  // of an earlier product
+      Reference().gemm_int8_dynamic_fixed(input.view(), weight.shape, scale.data(), nullptr, {kRows}, 0, 2,
+                                          a.view());
+      kernels().gemm_int8_dynamic_fixed(input.view(), weight.shape, scale.data(), nullptr, {kRows}, 0, 2,
+                                        b.view());
+      ExpectSame(a, b);
+      for (int row = 0; row < kRows; ++row) {
+        EXPECT_EQ(b.out_of_range[row], row == bad_row || row == other) << row << " " << bad_row;
+      }
+    }
+  }
+}
+
 TEST_P(GemmTest, FloatChain) {
   RandomStream random(36);
   for (const Shape& shape : kShapes) {

@@ -116,7 +116,8 @@ struct RowMap {
 struct FixedRows {
   int64_t* sums = nullptr;  // [row][stride]; terms are added, those with |c| >= 2^27 or NaN add nothing
   int64_t stride = 0;
-  uint8_t* out_of_range = nullptr;  // [row], of the calling thread: set to 1 where a term was refused
+  // [row], of the calling thread: set to 1 where a term added nothing, never cleared here.
+  uint8_t* out_of_range = nullptr;
 };
 inline constexpr uint32_t kMaxTermBits = 0x4d000000;   // 2^27: |c| must be below (bits must be less)
 inline constexpr uint32_t kInfinityBits = 0x7f800000;  // absolute bits at or above: not finite

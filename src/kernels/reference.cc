@@ -391,10 +391,11 @@ void BlockOutput(const AttentionTile& tile, const BlockScores& block, int begin,
     const bool both = t + 1 < count;
     const Bf16* even = CacheRow(tile.pages, begin + t);
     const Bf16* odd = both ? CacheRow(tile.pages, begin + t + 1) : nullptr;
+    const float p_even = ToFloat(block.p[t]);
+    const float p_odd = both ? ToFloat(block.p[t + 1]) : 0.0f;
     for (int d = 0; d < tile.value_width; ++d) {
-      const float first =
-          Fma(both ? ToFloat(block.p[t + 1]) : 0.0f, both ? ToFloat(odd[d]) : 0.0f, output[d]);
-      output[d] = Fma(ToFloat(block.p[t]), ToFloat(even[d]), first);
+      output[d] = Fma(p_odd, both ? ToFloat(odd[d]) : 0.0f, output[d]);
+      output[d] = Fma(p_even, ToFloat(even[d]), output[d]);
     }
   }
   for (int d = 0; d < tile.value_width; ++d) output[d] += 0.0f;
