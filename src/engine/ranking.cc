@@ -2,9 +2,9 @@
 // buckets are sorted one by one when their turn comes. Bands and buckets are disjoint intervals of v, so that
 // their concatenation is the sorted row; equal values always lie in the same bucket.
 //
-// How deep a band reaches is a guess, which costs time only when it is wrong. The first begins at
-// the maximum of a block that an eighth of the blocks surpass: enough for most draws of a trained model.
-// Where it is not enough the row is flat, and a sample of it says where the mass lies.
+// How deep a band reaches is a guess, which costs time only when it is wrong. The first takes what is likely
+// in a peaked row, or begins at a value that half of all groups of four blocks surpass: enough for most draws
+// of a trained model. Where it is not enough the row is flat, and a sample of it says where the mass lies.
 #include "engine/ranking.h"
 
 #include <algorithm>
@@ -20,6 +20,8 @@ constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr size_t kSampleSize = 512;
 constexpr size_t kSampleStep = 8;   // sampled values by which a further band is deeper than guessed
 constexpr size_t kSmallRow = 2048;  // a row so short is one band
+constexpr size_t kGroup = 4;        // blocks whose maximum stands for them in the first guess
+constexpr float kPeakDepth = 8;     // in v: what lies lower weighs less than 1 / 2,980 of the best
 constexpr size_t kBucketSize = 8;   // candidates per bucket, about
 constexpr size_t kMaxBuckets = 16384;
 constexpr size_t kSortedAtOnce = 64;
@@ -114,12 +116,22 @@ float Ranking::LeastDividend(float v) const {
   return kLowest;
 }
 
-// In v. At least min(count, an eighth of the blocks) tokens lie there or above.
+// In v. Where no number of tokens is wanted, what a peaked row has; else, and in a flat one, at least
+// min(count, half of the groups of blocks) tokens lie there or above.
 float Ranking::FirstBottom(int64_t count) {
   if (y_.size() <= kSmallRow) return kLowest;
-  const int64_t wanted = std::min<int64_t>(count, static_cast<int64_t>(block_maxima_.size()) / 8);
+  values_.clear();
+  for (size_t begin = 0; begin < block_maxima_.size(); begin += kGroup) {
+    const size_t size = std::min(kGroup, block_maxima_.size() - begin);
+    values_.push_back(std::ranges::max(block_maxima_.subspan(begin, size)));
+  }
+  const float peak_bottom = max_ - kPeakDepth;
+  const auto in_peak =
+      std::ranges::count_if(values_, [&](float y) { return y >= peak_bottom * temperature_; });
+  const int64_t half = static_cast<int64_t>(values_.size()) / 2;
+  if (count == kAnyCount && in_peak < half) return peak_bottom;
+  const int64_t wanted = std::min(count, half);
   const auto place = std::max<int64_t>(wanted, 1) - 1;
-  values_.assign(block_maxima_.begin(), block_maxima_.end());
   std::nth_element(values_.begin(), values_.begin() + place, values_.end(), std::greater());
   return values_[place] / temperature_;
 }

@@ -23,11 +23,13 @@
 //            from getting there: then the last candidate with p > 0.
 //
 // A row is read as few times as the rule allows: once for its range, once for the sum over all ids where
-// there is one, and for the blocks that can hold what Ranking is asked for. Masks and penalties are applied
-// in place.
+// there is one, and for the blocks that can hold what Ranking is asked for. A sum over all ids is first taken
+// roughly: both ends of its error mostly give the same token, and where they do not, it is taken as the rule
+// says. Masks and penalties are applied in place.
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "base/random.h"
@@ -36,6 +38,7 @@ namespace tessera {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLeftOut = 0x1p-8f;  // weights that a sum near the total may leave out; the best one is 1
 constexpr size_t kAll = std::numeric_limits<size_t>::max();
 
 // Ids are foreign here: those beyond the vocabulary are passed over.
@@ -76,6 +79,15 @@ float Penalize(const SamplingRow& row, const TokenCount& count, float y) {
     y = y - row.presence_penalty;
   }
   return y;
+}
+
+// What near_exp_sum requires.
+bool MayBeNear(int n, float temperature, float max) {
+  return n <= 1 << 20 && temperature >= 0x1p-10f && std::abs(max) <= 1024;
+}
+
+bool IsShort(float sum, float limit, bool beyond) {
+  return beyond ? !(sum > limit) : !(sum >= limit);
 }
 
 }  // namespace
@@ -173,6 +185,7 @@ int32_t Sampler::Draw(const GroupStep& step, const SamplingRow& row, std::span<f
   sums_.clear();
   const bool has_top_k = row.top_k > 0 && row.top_k < n;
   float total = 0;
+  bool is_near = false;  // `total` is only near the one of the rule
   size_t most = kAll;
   if (row.min_p > 0) total = ranking_.KeepAtLeast(std::min(row.min_p, 1.0f));
   if (has_top_k) {
@@ -180,21 +193,52 @@ int32_t Sampler::Draw(const GroupStep& step, const SamplingRow& row, std::span<f
     total = sums_[most - 1];
   } else if (!(row.min_p > 0)) {
     const bool is_known = x_sum > 0 && row.temperature == 1;
-    total = is_known ? x_sum : kernels_.exp_sum(x.data(), n, row.temperature, max, nullptr);
+    is_near = !is_known && MayBeNear(n, row.temperature, max);
+    total = is_known  ? x_sum
+            : is_near ? NearTotal(x, row.temperature, max)
+                      : kernels_.exp_sum(x.data(), n, row.temperature, max, nullptr);
   }
+  const auto prefix_of_share = [&](float share, bool beyond) {
+    if (is_near) {
+      const size_t size = Prefix(share * (total * (1 - kernels::kNearExpSum)), total, beyond, most);
+      const float greatest = share * (total * (1 + kernels::kNearExpSum) + kLeftOut);
+      if (!IsShort(sums_[size - 1], greatest, beyond)) return size;
+      total = kernels_.exp_sum(x.data(), n, row.temperature, max, nullptr);
+      is_near = false;
+    }
+    return Prefix(share * total, total, beyond, most);
+  };
   if (row.top_p < 1) {
-    most = Prefix(row.top_p * total, total, false, most);
+    most = prefix_of_share(row.top_p, false);
     total = sums_[most - 1];
+    is_near = false;
   }
   const float u = UnitFloat(Philox4x32(row.seed, {row.position, row.choice, 0, 0})[0]);
-  return ranking_.token(Prefix(u * total, total, true, most) - 1);
+  return ranking_.token(prefix_of_share(u, true) - 1);
+}
+
+// The sum of all weights, no more than kNearExpSum of it less, and no more than that and kLeftOut greater,
+// than what this gives: blocks that cannot matter are not read.
+float Sampler::NearTotal(std::span<const float> y, float temperature, float max) const {
+  const float depth = kernels_.log(static_cast<float>(y.size()) / kLeftOut);
+  const float bottom = (max - depth) * temperature;
+  const auto matters = [&](size_t block) { return block < maxima_.size() && maxima_[block] >= bottom; };
+  float total = 0;
+  for (size_t block = 0; block < maxima_.size(); ++block) {
+    const size_t begin = block * kernels::kMaxBlock;
+    while (matters(block)) ++block;
+    const size_t end = std::min(block * kernels::kMaxBlock, y.size());
+    if (end > begin)
+      total += kernels_.near_exp_sum(&y[begin], static_cast<int>(end - begin), temperature, max);
+  }
+  return total;
 }
 
 // The size of the shortest prefix of the ranked tokens, of at least 1 and at most `most`, whose weights sum
 // to `limit`, or beyond it; all of them where none does. Tokens without weight change no sum: they count as
 // none.
 size_t Sampler::Prefix(float limit, float total, bool beyond, size_t most) {
-  const auto is_short = [&](float sum) { return beyond ? !(sum > limit) : !(sum >= limit); };
+  const auto is_short = [&](float sum) { return IsShort(sum, limit, beyond); };
   const auto known = std::ranges::partition_point(sums_, is_short);
   if (known != sums_.end()) return std::min<size_t>(known - sums_.begin() + 1, most);
   float sum = sums_.empty() ? 0 : sums_.back();

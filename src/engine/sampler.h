@@ -32,6 +32,7 @@ class Sampler {
 
   Logprobs AddTop(std::span<const float> x, float max, int num_logprobs, RowOutput& output);
   int32_t Draw(const GroupStep& step, const SamplingRow& row, std::span<float> x, float x_max, float x_sum);
+  float NearTotal(std::span<const float> y, float temperature, float max) const;
   size_t Prefix(float limit, float total, bool beyond, size_t most);
   void Adjust(const GroupStep& step, const SamplingRow& row, std::span<float> y);
   float RawValue(std::span<const float> y, int32_t token) const;

@@ -279,7 +279,8 @@ struct KernelCases::Content {
     AddRow("sigmoid", 8, [=, this](const Kernels& k) { k.sigmoid(x, n, out); });
     AddRow("range", 4, [=, this](const Kernels& k) { k.range(x, n, out); });
     AddRow("exp_sum", 4, [=, this](const Kernels& k) { k.exp_sum(x, n, 0.6f, 2, nullptr); });
-    for (BenchCase& test : std::span(cases).last(11)) test.only_one_thread = true;
+    AddRow("near_exp_sum", 4, [=, this](const Kernels& k) { k.near_exp_sum(x, n, 0.6f, 2); });
+    for (BenchCase& test : std::span(cases).last(12)) test.only_one_thread = true;
   }
 
   Arena memory = Arena::AllocateOrDie(kStreamBytes + (size_t{96} << 20));

@@ -260,6 +260,27 @@ TEST_P(ElementwiseTest, ExpSum) {
   }
 }
 
+// The worst row is one of equal values, whose errors do not cancel.
+TEST_P(ElementwiseTest, NearExpSumIsNear) {
+  RandomStream random(31);
+  const float infinity = std::bit_cast<float>(kInfinityBits);
+  for (const int n : {1, 3, 16, 63, 64, 65, 250, 1000, 129280}) {
+    for (int trial = 0; trial < 60; ++trial) {
+      const float divisor = std::vector<float>{0x1p-10f, 0.3f, 1, 7}[random.Below(4)];
+      const float offset = std::vector<float>{0, -1020, 1015}[random.Below(3)] * divisor;
+      std::vector<float> x = NormalFloats(random, n, trial % 3 == 0 ? 0 : 3 * divisor * random.Unit());
+      const float step = divisor * random.Unit();
+      for (int i = 0; i < n; ++i) x[i] = offset - std::abs(x[i]) - step;
+      if (trial % 4 == 1) x[random.Below(n)] = -infinity;
+      if (trial % 4 < 3) x[random.Below(n)] = offset;
+      const float sum = Reference().exp_sum(x.data(), n, divisor, offset / divisor, nullptr);
+      const float near = kernels().near_exp_sum(x.data(), n, divisor, offset / divisor);
+      EXPECT_NEAR(sum, near, kNearExpSum * near + 0x1p-100f)
+          << n << " " << divisor << " " << offset << " " << step;
+    }
+  }
+}
+
 // exp_sum takes exp of what is not positive, sigmoid of everything.
 TEST_P(ElementwiseTest, ExpOverItsWholeRange) {
   std::vector<float> x;

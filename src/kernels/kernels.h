@@ -168,7 +168,8 @@ struct AttentionTile {
 int64_t AttentionScratchBytes(int key_width, int value_width);
 int64_t AttentionPartBytes(int value_width);
 
-inline constexpr int kMaxBlock = 256;  // values per block of `max`
+inline constexpr float kNearExpSum = 0.005f;  // relative error of near_exp_sum, at most
+inline constexpr int kMaxBlock = 256;         // values per block of `max`
 inline int NumMaxBlocks(int n) {
   return (n + kMaxBlock - 1) / kMaxBlock;
 }
@@ -214,6 +215,10 @@ struct Kernels {
   // out[i] = exp(x[i] / divisor - shift); REQUIRES no x[i] / divisor > shift (-inf may occur). Gives the
   // 64-lane sum of the results (lane = i mod 64). out may be null.
   float (*exp_sum)(const float* x, int n, float divisor, float shift, float* out);
+  // A value near exp_sum(x, n, divisor, shift, null): that is within kNearExpSum * near + 2^-100 of it. Not
+  // canonical, so only for what comes out the same for every sum that near. REQUIRES besides: n <= 2^20,
+  // |shift| <= 1024, divisor >= 2^-10.
+  float (*near_exp_sum)(const float* x, int n, float divisor, float shift);
   // log(x) for x >= 1, by the canonical polynomial.
   float (*log)(float x);
 

@@ -189,6 +189,10 @@ float ExpSum(const float* x, int n, float divisor, float shift, float* out) {
   return FoldLanes(lanes);
 }
 
+float NearExpSum(const float* x, int n, float divisor, float shift) {
+  return ExpSum(x, n, divisor, shift, nullptr);
+}
+
 // ---- Matrix products
 
 int InRow(const RowMap& rows, int i) {
@@ -510,6 +514,7 @@ const Kernels kScalarTable = {
     .range = reference::Range,
     .select = reference::Select,
     .exp_sum = reference::ExpSum,
+    .near_exp_sum = reference::NearExpSum,
     .log = ScalarLog,
     .gemm_int8_static = reference::GemmInt8Static,
     .gemm_int8_dynamic = reference::GemmInt8Dynamic,

@@ -15,6 +15,7 @@ constexpr Kernels TableFor(Isa isa) {
       .range = Range,
       .select = Select,
       .exp_sum = ExpSum,
+      .near_exp_sum = NearExpSum,
       .log = ScalarLog,
       .gemm_int8_static = GemmInt8Static,
       .gemm_int8_dynamic = GemmInt8Dynamic,
