@@ -1,7 +1,9 @@
 // The words every room uses, each with the property its callers rely on.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -140,6 +142,32 @@ TEST(File, ErrorsNamePathAndReason) {
   EXPECT_TRUE(file->Read(6, std::as_writable_bytes(std::span(tail))));
   EXPECT_EQ(std::string_view(tail, 4), "6789");
   EXPECT_FALSE(file->Read(7, std::as_writable_bytes(std::span(tail))));
+  unlink(path);
+}
+
+TEST(File, PrefetchBringsBytesIntoThePageCache) {
+  char path[] = "/var/tmp/tessera_file_XXXXXX";
+  const int descriptor = mkstemp(path);
+  ASSERT_GE(descriptor, 0);
+  constexpr uint64_t kSize = uint64_t{3} << 20;
+  ASSERT_TRUE(WriteFile(path, std::string(kSize, 'x')));
+  fsync(descriptor);
+  posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED);
+  void* const mapping = mmap(nullptr, kSize, PROT_READ, MAP_SHARED, descriptor, 0);
+  ASSERT_NE(mapping, MAP_FAILED);
+  const auto is_cached = [&](uint64_t at) {
+    unsigned char resident = 0;
+    EXPECT_EQ(mincore(static_cast<std::byte*>(mapping) + at / 4096 * 4096, 1, &resident), 0);
+    return (resident & 1) != 0;
+  };
+  if (is_cached(kSize / 2)) GTEST_SKIP() << "this file system keeps everything in memory";
+  const auto file = RandomAccessFile::Open(path);
+  file->Prefetch(kSize / 3, 2 * kSize);  // ends at the end of the file
+  for (int wait = 0; wait < 1000 && !(is_cached(kSize / 2) && is_cached(kSize - 1)); ++wait) usleep(10000);
+  EXPECT_TRUE(is_cached(kSize / 2));
+  EXPECT_TRUE(is_cached(kSize - 1));
+  munmap(mapping, kSize);
+  close(descriptor);
   unlink(path);
 }
 

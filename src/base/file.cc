@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -42,6 +43,20 @@ Status RandomAccessFile::Read(uint64_t offset, std::span<std::byte> target) cons
     done += static_cast<size_t>(got);
   }
   return {};
+}
+
+void RandomAccessFile::Prefetch(uint64_t offset, uint64_t num_bytes) const {
+  // Linux fetches no more per call than a device reads ahead, 128 KiB where nobody changed that.
+  constexpr uint64_t kPiece = uint64_t{128} << 10;
+  const uint64_t end = std::min(offset + num_bytes, size_);
+  // Where the end is there already, so is mostly the rest, and asking would only cost time.
+  std::byte last{};
+  const iovec target = {&last, 1};
+  if (end == 0 || preadv2(descriptor_, &target, 1, static_cast<off_t>(end - 1), RWF_NOWAIT) == 1) return;
+  for (; offset < end; offset += kPiece) {
+    const uint64_t size = std::min(kPiece, end - offset);
+    posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
+  }
 }
 
 Result<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {

@@ -39,6 +39,8 @@ class RandomAccessFile {
   uint64_t size_bytes() const { return size_; }
   // Fills `target` from `offset`; kInvalid, naming path and range, when the file ends before.
   Status Read(uint64_t offset, std::span<std::byte> target) const;
+  // The kernel begins to fetch this range, as far as it is not in memory, while the caller goes on. A hint.
+  void Prefetch(uint64_t offset, uint64_t num_bytes) const;
 
  private:
   RandomAccessFile() = default;

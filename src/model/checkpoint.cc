@@ -254,6 +254,11 @@ Status Checkpoint::ReadPart(std::string_view tensor, uint64_t offset, std::span<
   return content_->files.at(entry.file).ReadPart(entry, offset, target);
 }
 
+void Checkpoint::Prefetch(std::string_view tensor, uint64_t offset, uint64_t num_bytes) const {
+  const TensorEntry& entry = content_->At(tensor);
+  content_->files.at(entry.file).Prefetch(entry, offset, num_bytes);
+}
+
 Status Checkpoint::ReadRows(std::string_view tensor, int64_t row_begin, int64_t row_end, int64_t column_begin,
                             int64_t column_end, int64_t row_bytes, std::span<std::byte> target) const {
   const int64_t width = column_end - column_begin;

@@ -38,6 +38,8 @@ class Checkpoint {
   Result<std::vector<std::byte>> Read(std::string_view tensor) const;
   // Part of them, from byte `offset` of the tensor on; REQUIRES: the part lies in the tensor. Thread-safe.
   Status ReadPart(std::string_view tensor, uint64_t offset, std::span<std::byte> target) const;
+  // Says that such a part will be read soon; see RandomAccessFile. Thread-safe.
+  void Prefetch(std::string_view tensor, uint64_t offset, uint64_t num_bytes) const;
   // Bytes [column_begin, column_end) of rows [row_begin, row_end) of the tensor, row after row; a row is
   // row_bytes wide. REQUIRES: the part lies in the tensor, `target` fits it. Thread-safe.
   Status ReadRows(std::string_view tensor, int64_t row_begin, int64_t row_end, int64_t column_begin,

@@ -8,6 +8,11 @@
 #include <utility>
 
 namespace tessera {
+namespace {
+
+constexpr int kPrefetched = 8;  // jobs between the one that begins and the one whose data is asked for
+
+}  // namespace
 
 Status RunJobs(std::span<Job> jobs, ThreadPool& threads, const Progress& progress) {
   uint64_t total = 0;
@@ -21,6 +26,10 @@ Status RunJobs(std::span<Job> jobs, ThreadPool& threads, const Progress& progres
   threads.ParallelFor(threads.num_threads(), [&](int, int thread) {
     for (int index = next++; index < first_failed.load(); index = next++) {
       const Job& job = jobs[static_cast<size_t>(index)];
+      if (index + kPrefetched < num_jobs) {
+        const Job& later = jobs[static_cast<size_t>(index + kPrefetched)];
+        if (later.prefetch) later.prefetch();
+      }
       if (Status status = job.run(thread); !status) {
         const std::lock_guard lock(mutex);
         if (index < first_failed.load()) {

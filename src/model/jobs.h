@@ -16,6 +16,7 @@ using Progress = std::function<void(uint64_t done, uint64_t total)>;
 struct Job {
   uint64_t bytes = 0;                     // for the progress
   std::function<Status(int thread)> run;  // thread in [0, num_threads)
+  std::function<void()> prefetch = {};    // may be empty; called, by any thread, some jobs before it runs
 };
 
 // Runs all jobs, or until one fails; the error is that of the first failing job in their order, whatever the

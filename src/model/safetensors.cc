@@ -229,4 +229,10 @@ Status SafetensorsFile::ReadPart(const TensorEntry& entry, uint64_t offset,
   return file_.Read(entry.begin + offset, target);
 }
 
+void SafetensorsFile::Prefetch(const TensorEntry& entry, uint64_t offset, uint64_t num_bytes) const {
+  CHECK_LE(offset, entry.end - entry.begin);
+  CHECK_LE(num_bytes, entry.end - entry.begin - offset);
+  file_.Prefetch(entry.begin + offset, num_bytes);
+}
+
 }  // namespace tessera

@@ -37,6 +37,8 @@ class SafetensorsFile {
   Status Read(const TensorEntry& entry, std::span<std::byte> target) const;  // thread-safe
   // Part of a tensor's bytes, from `offset` within it. Thread-safe; REQUIRES: the part lies in the tensor.
   Status ReadPart(const TensorEntry& entry, uint64_t offset, std::span<std::byte> target) const;
+  // Says that such a part will be read soon; see RandomAccessFile.
+  void Prefetch(const TensorEntry& entry, uint64_t offset, uint64_t num_bytes) const;
 
  private:
   SafetensorsFile(RandomAccessFile file, std::map<std::string, TensorEntry, std::less<>> tensors)

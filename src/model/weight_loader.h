@@ -68,15 +68,23 @@ class WeightLoader {
                        return run(buffers_[static_cast<size_t>(thread)]);
                      }});
   }
+  // The same for a job that reads these rows of the part.
+  void AddReadJob(const Part& part, Slice rows, int value_bytes,
+                  std::function<Status(std::vector<std::byte>& buffer)> run) {
+    AddJob(static_cast<uint64_t>(int64_t{rows.size()} * part.columns.size() * value_bytes), std::move(run));
+    jobs_.back().prefetch = [this, part, rows, value_bytes] { Prefetch(part, rows, value_bytes); };
+  }
+  void Prefetch(const Part& part, Slice rows, int value_bytes) const;
+  static Slice ColumnsToRead(const Part& part, int value_bytes);
 
   Status LoadBf16(const Part& part, Slice rows, const kernels::PackedBf16& packed,
                   std::vector<std::byte>& buffer) const;
   Status LoadInt8(const Part& part, Slice rows, const kernels::PackedInt8& packed,
                   std::vector<std::byte>& buffer) const;
-  Status LoadUpProjections(const std::string& tensor, int head, const kernels::PackedBf16& key_up,
+  Status LoadUpProjections(const Part& head, const kernels::PackedBf16& key_up,
                            const kernels::PackedBf16& key_of_latent, const kernels::PackedBf16& value_up,
                            std::vector<std::byte>& buffer) const;
-  Status LoadEmbedding(const std::string& tensor, Slice rows) const;
+  Status LoadEmbedding(const Part& part) const;
   template <typename T, typename Take>
   Status ReadPieces(const Part& part, Slice rows, int panel, std::vector<std::byte>& buffer,
                     const Take& take) const;

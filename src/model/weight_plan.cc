@@ -63,8 +63,8 @@ void WeightLoader::PlanBf16(const Part& part, kernels::PackedBf16& packed) {
   Hold(part.tensor, part.rows, part.columns, static_cast<uint64_t>(packed.size_bytes()));
   const int64_t row_bytes = part.columns.size() * int64_t{sizeof(Bf16)};
   ForChunks(part.rows, kFloatPanel, row_bytes, [&](Slice rows) {
-    AddJob(static_cast<uint64_t>(rows.size() * row_bytes),
-           [this, part, rows, &packed](auto& buffer) { return LoadBf16(part, rows, packed, buffer); });
+    AddReadJob(part, rows, sizeof(Bf16),
+               [this, part, rows, &packed](auto& buffer) { return LoadBf16(part, rows, packed, buffer); });
   });
 }
 
@@ -72,8 +72,8 @@ void WeightLoader::PlanInt8(const Part& part, kernels::PackedInt8& packed) {
   Reserve(packed, &kernels::PackedInt8::panels);
   Hold(part.tensor, part.rows, part.columns, static_cast<uint64_t>(packed.size_bytes()));
   ForChunks(part.rows, kInt8Panel, part.columns.size(), [&](Slice rows) {
-    AddJob(static_cast<uint64_t>(int64_t{rows.size()} * part.columns.size()),
-           [this, part, rows, &packed](auto& buffer) { return LoadInt8(part, rows, packed, buffer); });
+    AddReadJob(part, rows, sizeof(int8_t),
+               [this, part, rows, &packed](auto& buffer) { return LoadInt8(part, rows, packed, buffer); });
   });
 }
 
@@ -109,8 +109,11 @@ void WeightLoader::PlanEmbedding() {
   placements_.push_back(
       [this, bytes] { weights_.embedding = reinterpret_cast<const Bf16*>(weights_.arena.Take(bytes)); });
   ForChunks(share_.embedding, 1, row_bytes, [&](Slice rows) {
-    AddJob(static_cast<uint64_t>(rows.size() * row_bytes),
-           [this, tensor, rows](auto&) { return LoadEmbedding(tensor, rows); });
+    const Part part = {.tensor = tensor,
+                       .rows = rows,
+                       .columns = {0, config_.hidden_size},
+                       .whole_columns = config_.hidden_size};
+    AddReadJob(part, rows, sizeof(Bf16), [this, part](auto&) { return LoadEmbedding(part); });
   });
 }
 
@@ -136,11 +139,14 @@ void WeightLoader::PlanUpProjections(const std::string& tensor, LayerWeights& we
     Reserve(value_up, &kernels::PackedBf16::panels);
     bytes += static_cast<uint64_t>(key_up.size_bytes() + key_of_latent.size_bytes() + value_up.size_bytes());
     const int head = share_.heads.begin + static_cast<int>(i);
-    AddJob(uint64_t{sizeof(Bf16)} * static_cast<uint64_t>(per_head) * static_cast<uint64_t>(rank),
-           [this, tensor, head, i, &weights](auto& buffer) {
-             return LoadUpProjections(tensor, head, weights.key_up[i], weights.key_of_latent[i],
-                                      weights.value_up[i], buffer);
-           });
+    const Part part = {.tensor = tensor,
+                       .rows = {head * per_head, (head + 1) * per_head},
+                       .columns = {0, rank},
+                       .whole_columns = rank};
+    AddReadJob(part, part.rows, sizeof(Bf16), [this, part, i, &weights](auto& buffer) {
+      return LoadUpProjections(part, weights.key_up[i], weights.key_of_latent[i], weights.value_up[i],
+                               buffer);
+    });
   }
   Hold(tensor, {share_.heads.begin * per_head, share_.heads.end * per_head}, {0, rank}, bytes);
 }

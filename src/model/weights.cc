@@ -39,14 +39,27 @@ bool AllFinite(std::span<const Bf16> values) {
 
 }  // namespace
 
+// Which columns of a part's rows are read.
+Slice WeightLoader::ColumnsToRead(const Part& part, int value_bytes) {
+  const bool whole = int64_t{part.whole_columns - part.columns.size()} * value_bytes <= kSkipBytes;
+  return whole ? Slice{0, part.whole_columns} : part.columns;
+}
+
+// Rows that are read whole lie side by side. Others have gaps, which are not worth fetching.
+void WeightLoader::Prefetch(const Part& part, Slice rows, int value_bytes) const {
+  if (ColumnsToRead(part, value_bytes).size() < part.whole_columns) return;
+  const int64_t row_bytes = int64_t{part.whole_columns} * value_bytes;
+  checkpoint_->Prefetch(part.tensor, static_cast<uint64_t>(rows.begin * row_bytes),
+                        static_cast<uint64_t>(rows.size() * row_bytes));
+}
+
 // Rows of a part in pieces of whole panels: `take` gets the rows, where the part's first value of them lies,
 // and how many values one row is away from the next.
 template <typename T, typename Take>
 Status WeightLoader::ReadPieces(const Part& part, Slice rows, int panel, std::vector<std::byte>& buffer,
                                 const Take& take) const {
   constexpr int64_t kBytes = sizeof(T);
-  const bool whole = (part.whole_columns - part.columns.size()) * kBytes <= kSkipBytes;
-  const Slice columns = whole ? Slice{0, part.whole_columns} : part.columns;
+  const Slice columns = ColumnsToRead(part, kBytes);
   const int64_t stride = columns.size();
   const int64_t panel_bytes = std::max<int64_t>(1, stride * panel * kBytes);
   const int step = static_cast<int>(std::max<int64_t>(1, kReadBytes / panel_bytes)) * panel;
@@ -103,37 +116,34 @@ Status WeightLoader::LoadInt8(const Part& part, Slice rows, const kernels::Packe
                             });
 }
 
-Status WeightLoader::LoadEmbedding(const std::string& tensor, Slice rows) const {
+Status WeightLoader::LoadEmbedding(const Part& part) const {
   const int hidden = config_.hidden_size;
-  const auto count = static_cast<size_t>(int64_t{rows.size()} * hidden);
-  const int64_t first = int64_t{rows.begin - share_.embedding.begin} * hidden;
+  const auto count = static_cast<size_t>(int64_t{part.rows.size()} * hidden);
+  const int64_t first = int64_t{part.rows.begin - share_.embedding.begin} * hidden;
   const std::span target(const_cast<Bf16*>(weights_.embedding) + first, count);
-  RETURN_IF_ERROR(checkpoint_->ReadRows(tensor, rows.begin, rows.end, 0, hidden * int64_t{sizeof(Bf16)},
-                                        hidden * int64_t{sizeof(Bf16)}, std::as_writable_bytes(target)));
-  return CheckFinite({.tensor = tensor, .rows = rows, .columns = {0, hidden}, .whole_columns = hidden}, rows,
-                     target.data(), hidden);
+  const int64_t row_bytes = hidden * int64_t{sizeof(Bf16)};
+  RETURN_IF_ERROR(checkpoint_->ReadRows(part.tensor, part.rows.begin, part.rows.end, 0, row_bytes, row_bytes,
+                                        std::as_writable_bytes(target)));
+  return CheckFinite(part, part.rows, target.data(), hidden);
 }
 
-// One head. The absorbed form needs Wk transposed.
-Status WeightLoader::LoadUpProjections(const std::string& tensor, int head, const kernels::PackedBf16& key_up,
+// The absorbed form needs Wk transposed.
+Status WeightLoader::LoadUpProjections(const Part& head, const kernels::PackedBf16& key_up,
                                        const kernels::PackedBf16& key_of_latent,
                                        const kernels::PackedBf16& value_up,
                                        std::vector<std::byte>& buffer) const {
   const int nope = config_.qk_nope_head_dim;
-  const int rank = config_.kv_lora_rank;
-  const int per_head = nope + config_.v_head_dim;
-  const Slice rows = {head * per_head, (head + 1) * per_head};
-  const Part part = {.tensor = tensor, .rows = rows, .columns = {0, rank}, .whole_columns = rank};
-  return ReadPieces<Bf16>(
-      part, rows, per_head, buffer, [&](Slice piece, const Bf16* values, int64_t stride) -> Status {
-        RETURN_IF_ERROR(CheckFinite(part, piece, values, stride));
-        kernels::PackBf16Transposed(values, stride, key_up, const_cast<Bf16*>(key_up.panels));
-        kernels::PackBf16(values, stride, key_of_latent, 0, key_of_latent.num_panels(),
-                          const_cast<Bf16*>(key_of_latent.panels));
-        kernels::PackBf16(values + nope * stride, stride, value_up, 0, value_up.num_panels(),
-                          const_cast<Bf16*>(value_up.panels));
-        return {};
-      });
+  return ReadPieces<Bf16>(head, head.rows, head.rows.size(), buffer,
+                          [&](Slice piece, const Bf16* values, int64_t stride) -> Status {
+                            RETURN_IF_ERROR(CheckFinite(head, piece, values, stride));
+                            kernels::PackBf16Transposed(values, stride, key_up,
+                                                        const_cast<Bf16*>(key_up.panels));
+                            kernels::PackBf16(values, stride, key_of_latent, 0, key_of_latent.num_panels(),
+                                              const_cast<Bf16*>(key_of_latent.panels));
+                            kernels::PackBf16(values + nope * stride, stride, value_up, 0,
+                                              value_up.num_panels(), const_cast<Bf16*>(value_up.panels));
+                            return {};
+                          });
 }
 
 // Values [begin, end) of a vector.
