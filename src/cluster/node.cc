@@ -155,8 +155,12 @@ Status Node::FromHead(Frame frame) {
     const int rank = options_.ranks.first + i;
     if (frame.rank != kAllRanks && frame.rank != rank) continue;
     if (frame.type == FrameType::kSetup) RETURN_IF_ERROR(Setup(frame));
-    RETURN_IF_ERROR(
-        agent_->link(i).Send(frame.type, static_cast<uint16_t>(rank), frame.bytes, After(kSendLimit)));
+    const Status sent =
+        agent_->link(i).Send(frame.type, static_cast<uint16_t>(rank), frame.bytes, After(kSendLimit));
+    // Where the link is closed, the agent knows why in a moment.
+    if (!sent && sent.error().kind == ErrorKind::kDeadline) {
+      return Fail(ErrorKind::kDeadline, "rank {} reads nothing: {}", rank, sent.error().message);
+    }
   }
   return {};
 }
@@ -167,11 +171,7 @@ Status Node::Relay() {
     waits.push_back({.fd = agent_->link(i).socket().descriptor(), .events = POLLIN, .revents = 0});
   waits.push_back({.fd = wake_.descriptor(), .events = POLLIN, .revents = 0});
   while (!leaving_ && !stopped_()) {
-    if (const auto text = Ended()) {
-      (void)head_.Send(FrameType::kGone, static_cast<uint16_t>(options_.ranks.first), EncodeText(*text),
-                       After(seconds(1)));
-      return Fail(ErrorKind::kUnavailable, "{}", *text);
-    }
+    if (const auto text = Ended()) return Fail(ErrorKind::kUnavailable, "{}", *text);
     poll(waits.data(), waits.size(), static_cast<int>(kPause.count()));
     if (waits[0].revents != 0) {
       for (;;) {
@@ -215,10 +215,13 @@ Status Node::Run() {
   RETURN_IF_ERROR(Join());
   RETURN_IF_ERROR(StartRanks());
   Status status = Relay();
-  if (status && !leaving_) {  // told to stop by a signal, not by the head
-    const std::string text = Format("node {} was told to stop by a signal", name_);
+  if (!leaving_) {  // it is not the head that ends this
+    const std::string text =
+        status ? Format("node {} was told to stop by a signal", name_) : status.error().message;
     (void)head_.Send(FrameType::kGone, static_cast<uint16_t>(options_.ranks.first), EncodeText(text),
                      After(seconds(1)));
+  }
+  if (status && !leaving_) {
     for (int i = 0; i < agent_->num_ranks(); ++i)
       (void)agent_->link(i).Send(FrameType::kStop, kAllRanks, {}, After(milliseconds(500)));
   }

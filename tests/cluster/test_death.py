@@ -92,6 +92,23 @@ def test_idle_rank_of_the_worker(pair):
     assert f"rank {rank} " in head.text() and "signal 9" in head.text()
 
 
+def test_step_comes_after_the_death(pair):
+    """The worker finds the rank's link closed before it has heard of its end: the cause is named all the same."""
+    head, worker = pair
+    rank, process = random.choice(sorted(worker.ranks().items()))
+    worker.signal(signal.SIGSTOP)
+    os.kill(process, signal.SIGKILL)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(head.call, "/v1/completions", {"prompt": "I am", "max_tokens": 1})
+        time.sleep(0.2)  # the step is on its way to the worker
+        worker.signal(signal.SIGCONT)
+        code, body = answer.result()
+    assert code == 500
+    assert f"rank {rank} " in body["error"]["message"] and "signal 9" in body["error"]["message"], body
+    assert head.wait() == 1
+    assert worker.wait() == 1
+
+
 def test_whole_worker(pair):
     head, worker = pair
     streams = streaming(head)
