@@ -93,7 +93,7 @@ def test_idle_rank_of_the_worker(pair):
 
 
 def test_step_comes_after_the_death(pair):
-    """The worker finds the rank's link closed before it has heard of its end: the cause is named all the same."""
+    """The worker finds the rank's link closed before it has heard of its end: that is named all the same."""
     head, worker = pair
     rank, process = random.choice(sorted(worker.ranks().items()))
     worker.signal(signal.SIGSTOP)
