@@ -301,8 +301,8 @@ inline float ExpSum(const float* x, int n, float divisor, float shift, float* ou
                       : ExpSumBy<true>(x, n, SetF(divisor), SetF(shift), out);
 }
 
-// 2^(t - 127) within 0.35 %, for what is 2^23 t: as the bits of a float they say (1 + f) 2^n, where 2^f is
-// wanted; a parabola in 1 + f is close to their quotient.
+// sum + 2^(t - 127), the power within 0.35 %; `scaled` is 2^23 t. As the bits of a float that integer says
+// (1 + f) 2^n, where 2^f 2^n is wanted; a parabola in 1 + f is close to 2^f / (1 + f).
 TESSERA_INLINE F AddNearExp(F scaled, F sum) {
   const I bits = ToInt(Max(scaled, SetF(0x1p+23f)));
   const F mantissa = AsF(OrI(AndI(bits, SetI(0x007fffff)), SetI(0x3f800000)));

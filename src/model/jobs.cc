@@ -10,7 +10,7 @@
 namespace tessera {
 namespace {
 
-constexpr int kPrefetched = 8;  // jobs between the one that begins and the one whose data is asked for
+constexpr int kPrefetched = 6;  // jobs beyond those that all threads are at, whose data is asked for
 
 }  // namespace
 
@@ -26,9 +26,8 @@ Status RunJobs(std::span<Job> jobs, ThreadPool& threads, const Progress& progres
   threads.ParallelFor(threads.num_threads(), [&](int, int thread) {
     for (int index = next++; index < first_failed.load(); index = next++) {
       const Job& job = jobs[static_cast<size_t>(index)];
-      if (index + kPrefetched < num_jobs) {
-        const Job& later = jobs[static_cast<size_t>(index + kPrefetched)];
-        if (later.prefetch) later.prefetch();
+      if (const int later = index + threads.num_threads() + kPrefetched; later < num_jobs) {
+        if (const auto& prefetch = jobs[static_cast<size_t>(later)].prefetch) prefetch();
       }
       if (Status status = job.run(thread); !status) {
         const std::lock_guard lock(mutex);
