@@ -183,6 +183,7 @@ int32_t Sampler::Draw(const GroupStep& step, const SamplingRow& row, std::span<f
   if (!(max > -kInfinity && max < kInfinity)) return -1;
   ranking_.Begin(x, maxima_, row.temperature, max);
   sums_.clear();
+  const auto sum_weights = [&] { return kernels_.exp_sum(x.data(), n, row.temperature, max, nullptr); };
   const bool has_top_k = row.top_k > 0 && row.top_k < n;
   float total = 0;
   bool is_near = false;  // `total` is only near the one of the rule
@@ -194,16 +195,14 @@ int32_t Sampler::Draw(const GroupStep& step, const SamplingRow& row, std::span<f
   } else if (!(row.min_p > 0)) {
     const bool is_known = x_sum > 0 && row.temperature == 1;
     is_near = !is_known && MayBeNear(n, row.temperature, max);
-    total = is_known  ? x_sum
-            : is_near ? NearTotal(x, row.temperature, max)
-                      : kernels_.exp_sum(x.data(), n, row.temperature, max, nullptr);
+    total = is_known ? x_sum : is_near ? NearTotal(x, row.temperature, max) : sum_weights();
   }
   const auto prefix_of_share = [&](float share, bool beyond) {
     if (is_near) {
       const size_t size = Prefix(share * (total * (1 - kernels::kNearExpSum)), total, beyond, most);
       const float greatest = share * (total * (1 + kernels::kNearExpSum) + kLeftOut);
       if (!IsShort(sums_[size - 1], greatest, beyond)) return size;
-      total = kernels_.exp_sum(x.data(), n, row.temperature, max, nullptr);
+      total = sum_weights();
       is_near = false;
     }
     return Prefix(share * total, total, beyond, most);

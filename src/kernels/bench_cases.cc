@@ -259,6 +259,7 @@ struct KernelCases::Content {
   void AddRow(const char* name, double bytes_per_value, std::function<void(const Kernels&)> run) {
     AddCached(Format("row {} {}", name, kHidden), 0, bytes_per_value * kHidden, Bound::kCache,
               [run = std::move(run)](const Kernels& kernels, int) { run(kernels); });
+    cases.back().only_one_thread = true;
   }
 
   // One row of the hidden size, one thread at a time: threads would write the same row.
@@ -280,7 +281,6 @@ struct KernelCases::Content {
     AddRow("range", 4, [=, this](const Kernels& k) { k.range(x, n, out); });
     AddRow("exp_sum", 4, [=, this](const Kernels& k) { k.exp_sum(x, n, 0.6f, 2, nullptr); });
     AddRow("near_exp_sum", 4, [=, this](const Kernels& k) { k.near_exp_sum(x, n, 0.6f, 2); });
-    for (BenchCase& test : std::span(cases).last(12)) test.only_one_thread = true;
   }
 
   Arena memory = Arena::AllocateOrDie(kStreamBytes + (size_t{96} << 20));

@@ -164,6 +164,11 @@ Result<uint64_t> HeaderBytes(std::string_view head, uint64_t file_bytes, const s
   return length;
 }
 
+void CheckPart(const TensorEntry& entry, uint64_t offset, uint64_t num_bytes) {
+  CHECK_LE(offset, entry.end - entry.begin);
+  CHECK_LE(num_bytes, entry.end - entry.begin - offset);
+}
+
 }  // namespace
 
 std::string_view DtypeName(Dtype dtype) {
@@ -224,14 +229,12 @@ Status SafetensorsFile::Read(const TensorEntry& entry, std::span<std::byte> targ
 
 Status SafetensorsFile::ReadPart(const TensorEntry& entry, uint64_t offset,
                                  std::span<std::byte> target) const {
-  CHECK_LE(offset, entry.end - entry.begin);
-  CHECK_LE(target.size(), entry.end - entry.begin - offset);
+  CheckPart(entry, offset, target.size());
   return file_.Read(entry.begin + offset, target);
 }
 
 void SafetensorsFile::Prefetch(const TensorEntry& entry, uint64_t offset, uint64_t num_bytes) const {
-  CHECK_LE(offset, entry.end - entry.begin);
-  CHECK_LE(num_bytes, entry.end - entry.begin - offset);
+  CheckPart(entry, offset, num_bytes);
   file_.Prefetch(entry.begin + offset, num_bytes);
 }
 

@@ -133,17 +133,16 @@ Status WeightLoader::LoadUpProjections(const Part& head, const kernels::PackedBf
                                        const kernels::PackedBf16& value_up,
                                        std::vector<std::byte>& buffer) const {
   const int nope = config_.qk_nope_head_dim;
-  return ReadPieces<Bf16>(head, head.rows, head.rows.size(), buffer,
-                          [&](Slice piece, const Bf16* values, int64_t stride) -> Status {
-                            RETURN_IF_ERROR(CheckFinite(head, piece, values, stride));
-                            kernels::PackBf16Transposed(values, stride, key_up,
-                                                        const_cast<Bf16*>(key_up.panels));
-                            kernels::PackBf16(values, stride, key_of_latent, 0, key_of_latent.num_panels(),
-                                              const_cast<Bf16*>(key_of_latent.panels));
-                            kernels::PackBf16(values + nope * stride, stride, value_up, 0,
-                                              value_up.num_panels(), const_cast<Bf16*>(value_up.panels));
-                            return {};
-                          });
+  const auto pack = [&](Slice piece, const Bf16* values, int64_t stride) -> Status {
+    RETURN_IF_ERROR(CheckFinite(head, piece, values, stride));
+    kernels::PackBf16Transposed(values, stride, key_up, const_cast<Bf16*>(key_up.panels));
+    kernels::PackBf16(values, stride, key_of_latent, 0, key_of_latent.num_panels(),
+                      const_cast<Bf16*>(key_of_latent.panels));
+    kernels::PackBf16(values + nope * stride, stride, value_up, 0, value_up.num_panels(),
+                      const_cast<Bf16*>(value_up.panels));
+    return {};
+  };
+  return ReadPieces<Bf16>(head, head.rows, head.rows.size(), buffer, pack);
 }
 
 // Values [begin, end) of a vector.
