@@ -154,9 +154,11 @@ class LoadBench {
     return {};
   }
 
-  // As much as what is measured takes: the weights, and where they come from the disk, the page cache.
+  // As much as what is measured takes: the weights, and where they come from the disk, the page cache. That
+  // may give way; other programs' memory may not.
   Status TouchMemory() {
-    ASSIGN_OR_RETURN(const Arena arena, Arena::Allocate(sizes_.weights + (options_.cold ? sizes_.files : 0)));
+    const uint64_t wanted = sizes_.weights + (options_.cold ? sizes_.files : 0);
+    ASSIGN_OR_RETURN(const Arena arena, Arena::Allocate(std::min(wanted, MemoryAvailableBytes() / 10 * 9)));
     constexpr size_t kPage = 4096;
     const size_t num_pages = arena.size_bytes() / kPage;
     threads_.ParallelFor(static_cast<int>(num_pages / 512), [&](int part, int) {
