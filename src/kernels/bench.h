@@ -50,7 +50,7 @@ struct BenchRow {
   double operations_per_ns = 0;  // 10^9 per second
   double bytes_per_ns = 0;
   std::string bound;    // the nearest limit: "memory", "int8", "bf16", "fp32", "cache", or empty
-  double fraction = 0;  // the least time that the peaks allow, over `ns`; 0 without a limit
+  double fraction = 0;  // the least time that the limits allow, over the time taken; 0 without a limit
   std::optional<double> over_reference;  // speed over the scalar reference; one thread only
 };
 
@@ -73,12 +73,8 @@ class KernelCases {
   std::unique_ptr<Content> content_;
 };
 
-BenchPeaks MeasurePeaks(Isa isa, ThreadPool& threads, std::span<const std::byte> stream);
-
-// Median time of a call in nanoseconds, with all threads of the pool.
-double TimeOfCall(const std::function<void(int part, int parts, int call)>& run, ThreadPool& threads);
-
-// Measures what `options` asks for, and calls `report` after each.
+// Measures what `options` asks for, and calls `report` after each. A case whose bytes come from memory takes
+// turns with plain reading of as many bytes of `stream`, and is held against that.
 void BenchKernels(const BenchOptions& options, std::span<const BenchCase> cases,
                   std::span<const std::byte> stream,
                   const std::function<void(const BenchPeaks&)>& report_peaks,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <numeric>
 
 #include "base/check.h"
 #include "base/format.h"
@@ -14,6 +15,7 @@ namespace tessera::kernels {
 namespace {
 
 constexpr int kHidden = 7168;
+constexpr int kMoeWidth = 2048;
 constexpr int kMaxRows = 256;
 constexpr int kMaxOutputs = 16160;  // an eighth of the vocabulary
 constexpr int kLatent = 512;
@@ -45,8 +47,8 @@ struct KernelCases::Content {
     for (const int rows : {1, 2, 4, 6, 8, 12, 16, 24, 64, 256}) AddInt8(rows);
     for (const int rows : {1, 2, 4, 6, 8, 12, 16, 24, 64, 256}) AddInt8Fixed(rows);
     AddInt8Cached();
-    for (const int rows : {1, 64}) AddHeads(rows, kLatent, 128);
-    for (const int rows : {1, 64}) AddHeads(rows, 128, kLatent);
+    for (const int rows : {1, 4, 8, 64}) AddHeads(rows, kLatent, 128);
+    for (const int rows : {1, 4, 8, 64}) AddHeads(rows, 128, kLatent);
     for (const int rows : {1, 8, 64}) AddHead(rows);
     for (const int rows : {1, 8, 64}) AddRouter(rows);
     for (const int positions : {512, kMaxPositions}) AddAttention(positions);
@@ -87,6 +89,10 @@ struct KernelCases::Content {
     scales = Take<float>(std::max(kMaxRows * kNumLeaves, kMaxOutputs));
     for (int i = 0; i < std::max(kMaxRows * kNumLeaves, kMaxOutputs); ++i) scales[i] = 0.001f;
     integers = Take<int32_t>(std::max(kMaxRows * kNumLeaves, kMaxOutputs));
+    constexpr int kLeaf = kMoeWidth / kNumLeaves;
+    leaf_sums = Take<int32_t>(kMaxRows * kNumLeaves);
+    for (int i = 0; i < kMaxRows * kNumLeaves; ++i)
+      leaf_sums[i] = std::accumulate(x_int8 + i * kLeaf, x_int8 + (i + 1) * kLeaf, 0);
     out = Take<float>(int64_t{64} * kMaxOutputs);
     out_bf16 = Take<Bf16>(std::max<int64_t>(size, kMaxParts * kAttentionRows * kLatent));
     out_int8 = Take<int8_t>(kHidden);
@@ -160,16 +166,18 @@ struct KernelCases::Content {
   }
 
   void AddInt8Fixed(int rows) {
-    const PackedInt8 down = {.num_outputs = kHidden, .num_leaves = kNumLeaves, .leaf_k = 2048 / kNumLeaves};
-    AddProduct({Format("int8 fixed m{} n7168 k2048", rows), rows, kHidden, 2048, Bound::kInt8,
+    const PackedInt8 down = {
+        .num_outputs = kHidden, .num_leaves = kNumLeaves, .leaf_k = kMoeWidth / kNumLeaves};
+    AddProduct({Format("int8 fixed m{} n7168 k2048", rows), rows, kHidden, kMoeWidth, Bound::kInt8,
                 down.size_bytes(), down.num_panels()},
                [=, this](const Kernels& kernels, const std::byte* weights, int part, int begin, int end) {
                  PackedInt8 weight = down;
                  weight.panels = reinterpret_cast<const uint8_t*>(weights);
                  const FixedRows sums = {fixed, kHidden, out_of_range + part % kMaxParts * kMaxRows};
-                 kernels.gemm_int8_dynamic_fixed({x_int8, 2048, scales, integers}, weight, scales, nullptr,
-                                                 {.count = rows}, begin, end, sums);
+                 kernels.gemm_int8_dynamic_fixed({x_int8, kMoeWidth, scales, leaf_sums}, weight, scales,
+                                                 nullptr, {.count = rows}, begin, end, sums);
                });
+    cases.back().bytes += 2.0 * rows * kHidden * sizeof(int64_t);  // the sums, read and written
   }
 
   void AddInt8Cached() {
@@ -293,6 +301,7 @@ struct KernelCases::Content {
   int8_t* x_int8 = nullptr;
   float* scales = nullptr;
   int32_t* integers = nullptr;
+  int32_t* leaf_sums = nullptr;  // of rows of kMoeWidth
   float* out = nullptr;
   Bf16* out_bf16 = nullptr;
   int8_t* out_int8 = nullptr;

@@ -7,6 +7,7 @@
 // registers.
 
 constexpr int64_t kGroupBytes = 256 << 10;
+constexpr int64_t kShortPanelBytes = 32 << 10;
 
 TESSERA_INLINE int64_t InRow(const RowMap& rows, int i) {
   return rows.in_rows != nullptr ? rows.in_rows[i] : i;
@@ -241,9 +242,20 @@ struct Int8Tile {
   int live;
   Int8Inputs<kRows> inputs;
 
+  TESSERA_INLINE const uint8_t* Weights(int panel, int leaf) const {
+    return weight.panels + panel * weight.panel_bytes() + leaf * weight.leaf_bytes();
+  }
   TESSERA_INLINE void Multiply(int panel, int leaf, I (*acc)[kInt8Vectors]) const {
-    const uint8_t* w = weight.panels + panel * weight.panel_bytes() + leaf * weight.leaf_bytes();
-    inputs.Multiply((leaf - leaf_begin) * weight.leaf_quads(), w, weight.leaf_quads(), acc);
+    const int first = (leaf - leaf_begin) * weight.leaf_quads();
+    inputs.Multiply(first, Weights(panel, leaf), weight.leaf_quads(), acc);
+  }
+  // Where a full block is between two leaves: asks for the first of what the next one will ask for.
+  TESSERA_INLINE void PrefetchBeyond(int panel, int leaf) const {
+    if constexpr (kRows < kInt8Rows) return;
+    constexpr int kLines = 16;  // 2 per row of AVX-512: as many as vectors of sums to work on meanwhile
+    const uint8_t* from = Weights(panel, leaf + 1) + kPrefetchBytes;
+    TESSERA_UNROLL
+    for (int line = 0; line < kLines; ++line) __builtin_prefetch(from + line * 64, 0, 2);
   }
 };
 
@@ -286,6 +298,7 @@ TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, const 
   for (int i = 0; i < num_leaves; ++i) {
     I acc[kRows][kInt8Vectors];
     tile.Multiply(panel, tile.leaf_begin + i, acc);
+    tile.PrefetchBeyond(panel, tile.leaf_begin + i);
     if (tile.leaf_begin + i == 0) epilogue.AddBias(acc, tile.live, column);
     for (int r = 0; r < tile.live; ++r) {
       TESSERA_UNROLL
@@ -456,7 +469,11 @@ TESSERA_INLINE void ChainBlock(const typename Op::Value* const* x, const typenam
     typename Op::Weights weights[kVectors];
     TESSERA_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      weights[v] = Op::Load(w + v / kPerPanel * panel_stride + (v % kPerPanel) * kLanes * Op::kStep);
+      const auto* at = w + v / kPerPanel * panel_stride + (v % kPerPanel) * kLanes * Op::kStep;
+      weights[v] = Op::Load(at);
+      if constexpr (kRows == kChainRows) {
+        __builtin_prefetch(reinterpret_cast<const uint8_t*>(at) + kPrefetchBytes, 0, 2);
+      }
     }
     TESSERA_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -484,6 +501,7 @@ struct ChainShape {
   int leaf_steps;
   int64_t leaf_elements() const { return int64_t{leaf_steps} * kFloatPanel * Op::kStep; }
   int64_t panel_elements() const { return leaf_elements() * num_leaves; }
+  int64_t panel_bytes() const { return panel_elements() * static_cast<int64_t>(sizeof(typename Op::Value)); }
 };
 
 template <class Op, int kRows, int kPanels, class Epilogue>
@@ -521,20 +539,22 @@ inline void ChainRows(const ChainShape<Op>& shape, const RowMap& rows, int i, in
     x[r] = shape.in + InRow(rows, i + r) * shape.in_stride;
     epilogue.Begin(rows, i + r, &row[r]);
   }
-  for (; panel + kPanels <= panel_end; panel += kPanels) {
-    ChainPanels<Op, kRows, kPanels>(shape, x, panel, row, epilogue);
+  // While weights come from memory: prefetchers follow two streams along long panels, but of short ones,
+  // which jump over each other, only one.
+  const bool one_stream = kRows < kChainRows && shape.panel_bytes() <= kShortPanelBytes;
+  if (!one_stream) {
+    for (; panel + kPanels <= panel_end; panel += kPanels) {
+      ChainPanels<Op, kRows, kPanels>(shape, x, panel, row, epilogue);
+    }
   }
-  if constexpr (kPanels > 1) {
-    for (; panel < panel_end; ++panel) ChainPanels<Op, kRows, 1>(shape, x, panel, row, epilogue);
-  }
+  for (; panel < panel_end; ++panel) ChainPanels<Op, kRows, 1>(shape, x, panel, row, epilogue);
   for (int r = 0; r < kRows; ++r) epilogue.End(row[r]);
 }
 
 template <class Op, class Epilogue>
 inline void ChainGemm(const ChainShape<Op>& shape, const RowMap& rows, int panel_begin, int panel_end,
                       const Epilogue& epilogue) {
-  const int64_t panel_bytes = shape.panel_elements() * static_cast<int64_t>(sizeof(typename Op::Value));
-  const int group = GroupPanels(panel_bytes, panel_end - panel_begin, rows.count <= kChainRows);
+  const int group = GroupPanels(shape.panel_bytes(), panel_end - panel_begin, rows.count <= kChainRows);
   for (int begin = panel_begin; begin < panel_end; begin += group) {
     const int end = panel_end - begin < group ? panel_end : begin + group;
     int i = 0;

@@ -188,16 +188,20 @@ MultiplyPeaks MeasureMultiply(Isa isa, ThreadPool& threads) {
   CHECK(false);
 }
 
+int ReadOnce(std::span<const std::byte> memory, int num_streams) {
+  const auto read = num_streams == 1 ? avx2::Read<1> : avx2::Read<2>;
+  return read(memory.data(), static_cast<int64_t>(memory.size()));
+}
+
 double MeasureRead(std::span<const std::byte> memory, ThreadPool& threads) {
   if (!ForIsa(Isa::kAvx2)) return 0;
-  const auto part = static_cast<int64_t>(memory.size()) / threads.num_threads() / 256 * 256;
-  const auto times = std::max<int64_t>(1, (int64_t{8} << 20) / std::max<int64_t>(part, 1));
+  const size_t part = memory.size() / threads.num_threads() / 256 * 256;
+  const size_t times = std::max<size_t>(1, (size_t{8} << 20) / std::max<size_t>(part, 1));
   double best = 0;
-  // Which number of streams is best depends on the prefetchers.
-  for (const auto read : {avx2::Read<1>, avx2::Read<2>}) {
+  for (const int num_streams : {1, 2}) {
     const auto work = [&](int thread) {
       int sum = 0;
-      for (int64_t i = 0; i < times; ++i) sum ^= read(memory.data() + thread * part, part);
+      for (size_t i = 0; i < times; ++i) sum ^= ReadOnce(memory.subspan(thread * part, part), num_streams);
       return sum;
     };
     best = std::max(best, BestRate(threads, 10, static_cast<double>(part * times), work));

@@ -25,4 +25,8 @@ MultiplyPeaks MeasureMultiply(Isa isa, ThreadPool& threads);
 // CPU without AVX2.
 double MeasureRead(std::span<const std::byte> memory, ThreadPool& threads);
 
+// One pass of the calling thread over `memory`, in one stream or two: which is faster depends on the
+// prefetchers. Returns what depends on every byte, so that none is left out. REQUIRES: a CPU with AVX2.
+int ReadOnce(std::span<const std::byte> memory, int num_streams);
+
 }  // namespace tessera::kernels
