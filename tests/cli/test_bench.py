@@ -170,6 +170,17 @@ def test_bench_kernels_holds_kernels_against_the_machine(tmp_path):
         assert row["isa"] in done.stdout
 
 
+def test_bench_kernels_holds_streamed_weights_against_reading(tmp_path):
+    file = tmp_path / "kernels.json"
+    done = run("bench", "kernels", "--filter", "int8 m1 ", "--threads", "2", "--json", file)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert rows and {row["name"] for row in rows} == {"int8 m1 n4096 k7168"}
+    for row in rows:
+        assert row["bound"] == "memory" and 0 < row["fraction"]
+        assert row["gb_s"] == pytest.approx(4096 * 7168 / row["us"] / 1e3)
+
+
 @pytest.mark.parametrize(
     "arguments, part",
     [
