@@ -90,7 +90,11 @@ struct DynamicToBf16 {
   TESSERA_INLINE void End(Row& row) const {}
 };
 
-// A leaf value is (row factor * column factor) * float(acc).
+// `acc` is a leaf's sum of x * (w + 128) with the bias, `correction` what the 128 add to it.
+TESSERA_INLINE F LeafValue(I acc, int32_t correction, float row_factor, F column_factor) {
+  return Mul(Mul(SetF(row_factor), column_factor), FromInt(SubI(acc, SetI(correction))));
+}
+
 struct Int8ToFixed {
   static constexpr bool kFixed = true;
   const Int8Rows& in;
@@ -126,10 +130,9 @@ struct Int8ToFixed {
     }
   }
   TESSERA_INLINE void Emit(Row& row, int leaf, I acc, int column, int count) const {
-    acc = SubI(acc, SetI(row.Correction(leaf)));
     if (leaf == 0 && quant_bias != nullptr) acc = AddI(acc, LoadI(quant_bias + column, count));
-    const F factor = Mul(SetF(row.Factor(leaf)), LoadF(column_factors + column, count));
-    row.sink.Add(Mul(factor, FromInt(acc)), column, count);
+    const F column_factor = LoadF(column_factors + column, count);
+    row.sink.Add(LeafValue(acc, row.Correction(leaf), row.Factor(leaf), column_factor), column, count);
   }
   TESSERA_INLINE void End(Row& row) const { row.sink.End(); }
 };
@@ -303,8 +306,7 @@ TESSERA_INLINE bool AddWholePanel(const Int8Tile<kRows>& tile, int panel, const 
     for (int r = 0; r < tile.live; ++r) {
       TESSERA_UNROLL
       for (int v = 0; v < kInt8Vectors; ++v) {
-        const F exact = FromInt(SubI(acc[r][v], SetI(factors.correction[r][i])));
-        const F c = Mul(Mul(SetF(factors.factor[r][i]), column_factors[v]), exact);
+        const F c = LeafValue(acc[r][v], factors.correction[r][i], factors.factor[r][i], column_factors[v]);
         largest = MaxI(largest, AndI(AsI(c), SetI(0x7fffffff)));
         sums[r][v].Take(c);
       }
