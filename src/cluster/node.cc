@@ -220,8 +220,10 @@ Status Node::Run() {
         status ? Format("node {} was told to stop by a signal", name_) : status.error().message;
     (void)head_.Send(FrameType::kGone, static_cast<uint16_t>(options_.ranks.first), EncodeText(text),
                      After(seconds(1)));
-    for (int i = 0; status && i < agent_->num_ranks(); ++i)
-      (void)agent_->link(i).Send(FrameType::kStop, kAllRanks, {}, After(milliseconds(500)));
+    if (status) {
+      for (int i = 0; i < agent_->num_ranks(); ++i)
+        (void)agent_->link(i).Send(FrameType::kStop, kAllRanks, {}, After(milliseconds(500)));
+    }
   }
   agent_->Stop(status ? kLeaveLimit : milliseconds(0));
   if (!leaving_) Linger();

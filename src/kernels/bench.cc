@@ -52,9 +52,7 @@ Call Reading(std::span<const std::byte> stream, double bytes, int num_streams) {
   const size_t size = std::min(static_cast<size_t>(bytes), stream.size());
   const size_t pieces = std::max<size_t>(stream.size() / std::max<size_t>(size, 1), 1);
   return [=](int part, int parts, int call) {
-    const std::byte* piece = stream.data() + static_cast<size_t>(call) % pieces * size;
-    const size_t own = size / parts;
-    ReadOnce({piece + part * own, own}, num_streams);
+    ReadPart(stream.subspan(static_cast<size_t>(call) % pieces * size, size), part, parts, num_streams);
   };
 }
 

@@ -255,7 +255,7 @@ struct Int8Tile {
   // Where a full block is between two leaves: asks for the first of what the next one will ask for.
   TESSERA_INLINE void PrefetchBeyond(int panel, int leaf) const {
     if constexpr (kRows < kInt8Rows) return;
-    constexpr int kLines = 16;  // 2 per row of AVX-512: as many as vectors of sums to work on meanwhile
+    constexpr int kLines = kRows * kInt8Vectors;  // one per vector of sums to work on meanwhile
     const uint8_t* from = Weights(panel, leaf + 1) + kPrefetchBytes;
     TESSERA_UNROLL
     for (int line = 0; line < kLines; ++line) __builtin_prefetch(from + line * 64, 0, 2);

@@ -188,23 +188,25 @@ MultiplyPeaks MeasureMultiply(Isa isa, ThreadPool& threads) {
   CHECK(false);
 }
 
-int ReadOnce(std::span<const std::byte> memory, int num_streams) {
+int ReadPart(std::span<const std::byte> memory, int part, int parts, int num_streams) {
+  const auto bytes = static_cast<int64_t>(memory.size()) / parts / 256 * 256;
   const auto read = num_streams == 1 ? avx2::Read<1> : avx2::Read<2>;
-  return read(memory.data(), static_cast<int64_t>(memory.size()));
+  return read(memory.data() + part * bytes, bytes);
 }
 
 double MeasureRead(std::span<const std::byte> memory, ThreadPool& threads) {
   if (!ForIsa(Isa::kAvx2)) return 0;
-  const size_t part = memory.size() / threads.num_threads() / 256 * 256;
-  const size_t times = std::max<size_t>(1, (size_t{8} << 20) / std::max<size_t>(part, 1));
+  const int parts = threads.num_threads();
+  const auto bytes = static_cast<int64_t>(memory.size()) / parts;
+  const auto times = std::max<int64_t>(1, (int64_t{8} << 20) / std::max<int64_t>(bytes, 1));
   double best = 0;
   for (const int num_streams : {1, 2}) {
-    const auto work = [&](int thread) {
+    const auto work = [&](int part) {
       int sum = 0;
-      for (size_t i = 0; i < times; ++i) sum ^= ReadOnce(memory.subspan(thread * part, part), num_streams);
+      for (int64_t i = 0; i < times; ++i) sum ^= ReadPart(memory, part, parts, num_streams);
       return sum;
     };
-    best = std::max(best, BestRate(threads, 10, static_cast<double>(part * times), work));
+    best = std::max(best, BestRate(threads, 10, static_cast<double>(bytes * times), work));
   }
   return best;
 }

@@ -25,8 +25,9 @@ MultiplyPeaks MeasureMultiply(Isa isa, ThreadPool& threads);
 // CPU without AVX2.
 double MeasureRead(std::span<const std::byte> memory, ThreadPool& threads);
 
-// One pass of the calling thread over `memory`, in one stream or two: which is faster depends on the
-// prefetchers. Returns what depends on every byte, so that none is left out. REQUIRES: a CPU with AVX2.
-int ReadOnce(std::span<const std::byte> memory, int num_streams);
+// One pass of the calling thread over part `part` of `parts` equal ones of `memory`, less than 256 bytes of
+// each aside, in one stream or two: which is faster depends on the prefetchers. Returns what depends on every
+// byte read, so that none is left out. REQUIRES: a CPU with AVX2.
+int ReadPart(std::span<const std::byte> memory, int part, int parts, int num_streams);
 
 }  // namespace tessera::kernels

@@ -1,5 +1,6 @@
 // The first pass of loading: which part of which tensor this rank holds, and what it costs.
 #include <algorithm>
+#include <utility>
 
 #include "base/format.h"
 #include "model/tensor_table.h"
@@ -27,6 +28,11 @@ void ForChunks(Slice rows, int panel, int64_t row_bytes, const Fn& fn) {
   const int step = static_cast<int>(std::max<int64_t>(1, kChunkBytes / panel_bytes)) * panel;
   for (int begin = rows.begin; begin < rows.end; begin += step)
     fn(Slice{begin, std::min(rows.end, begin + step)});
+}
+
+// Rows of a tensor that are held from end to end.
+Part WholeRows(std::string tensor, Slice rows, int columns) {
+  return {.tensor = std::move(tensor), .rows = rows, .columns = {0, columns}, .whole_columns = columns};
 }
 
 }  // namespace
@@ -109,10 +115,7 @@ void WeightLoader::PlanEmbedding() {
   placements_.push_back(
       [this, bytes] { weights_.embedding = reinterpret_cast<const Bf16*>(weights_.arena.Take(bytes)); });
   ForChunks(share_.embedding, 1, row_bytes, [&](Slice rows) {
-    const Part part = {.tensor = tensor,
-                       .rows = rows,
-                       .columns = {0, config_.hidden_size},
-                       .whole_columns = config_.hidden_size};
+    const Part part = WholeRows(tensor, rows, config_.hidden_size);
     AddReadJob(part, rows, sizeof(Bf16), [this, part](auto&) { return LoadEmbedding(part); });
   });
 }
@@ -139,10 +142,7 @@ void WeightLoader::PlanUpProjections(const std::string& tensor, LayerWeights& we
     Reserve(value_up, &kernels::PackedBf16::panels);
     bytes += static_cast<uint64_t>(key_up.size_bytes() + key_of_latent.size_bytes() + value_up.size_bytes());
     const int head = share_.heads.begin + static_cast<int>(i);
-    const Part part = {.tensor = tensor,
-                       .rows = {head * per_head, (head + 1) * per_head},
-                       .columns = {0, rank},
-                       .whole_columns = rank};
+    const Part part = WholeRows(tensor, {head * per_head, (head + 1) * per_head}, rank);
     AddReadJob(part, part.rows, sizeof(Bf16), [this, part, i, &weights](auto& buffer) {
       return LoadUpProjections(part, weights.key_up[i], weights.key_of_latent[i], weights.value_up[i],
                                buffer);
@@ -236,11 +236,7 @@ void WeightLoader::Plan() {
   }
   PlanFloats("model.norm.weight", {0, config_.hidden_size}, weights_.final_norm);
   weights_.lm_head = {.num_outputs = share_.head.size(), .leaf_k = config_.hidden_size};
-  PlanBf16({.tensor = "lm_head.weight",
-            .rows = share_.head,
-            .columns = {0, config_.hidden_size},
-            .whole_columns = config_.hidden_size},
-           weights_.lm_head);
+  PlanBf16(WholeRows("lm_head.weight", share_.head, config_.hidden_size), weights_.lm_head);
 }
 
 std::vector<HeldTensor> ListHeldTensors(const ModelConfig& config, const RankShare& share,
