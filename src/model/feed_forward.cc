@@ -2,11 +2,18 @@
 #include "model/feed_forward.h"
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 
 namespace tessera {
 
 static_assert(sizeof(RoutedExpert) == 2 * sizeof(float));
+
+namespace {
+
+constexpr int kSegmentColumns = 128;  // or one leaf where that is more
+
+}  // namespace
 
 FeedForwardBlock::FeedForwardBlock(const ModelConfig& config, const Peers& peers,
                                    const kernels::Kernels& kernels, ThreadPool& threads)
@@ -152,7 +159,6 @@ void FeedForwardBlock::Compute(const LayerWeights& weights, bool routed, const F
   MakeBranches(weights, whole, num_whole);
   PrepareInputs();
   GateAndUp();
-  Activate();
   Down();
   sums_.FlagOutOfRange(Operation::kDownProjection);
 }
@@ -188,11 +194,18 @@ void FeedForwardBlock::SortByExpert() {
 
 void FeedForwardBlock::MakeBranches(const LayerWeights& weights, const FeedForward& whole, int num_whole) {
   branches_.clear();
+  missing_.clear();
   int64_t hidden_at = 0;
   const auto add = [&](Branch branch) {
     if (branch.count == 0 || branch.weights->empty()) return;
     branch.hidden_at = hidden_at;
     hidden_at += int64_t{branch.count} * branch.width();
+    const int leaf_columns = branch.weights->down.k / branch.weights->down.num_leaves;
+    branch.segment_leaves = std::max(1, kSegmentColumns / leaf_columns);
+    branch.segment_columns = branch.segment_leaves * leaf_columns;
+    branch.first_segment = static_cast<int>(missing_.size());
+    for (int column = 0; column < branch.width(); column += branch.segment_columns)
+      missing_.push_back(2 * std::min(branch.segment_columns, branch.width() - column));
     branches_.push_back(branch);
   };
   for (size_t e = 0; e + 1 < expert_begin_.size(); ++e) {
@@ -248,7 +261,8 @@ void FeedForwardBlock::PrepareInputs() {
 }
 
 // Units of work: one panel of gate or up of one branch, branches in order. Experts have few or many rows, so
-// tasks are cut by cost: reading a panel takes as long as multiplying it with kReadRows rows or so.
+// tasks are cut by cost: reading a panel takes as long as multiplying it with kReadRows rows or so. Whoever
+// completes a segment activates and quantises it at once, while it is in a cache.
 void FeedForwardBlock::GateAndUp() {
   constexpr int64_t kReadRows = 8;
   struct Part {  // gate or up of a branch
@@ -276,7 +290,7 @@ void FeedForwardBlock::GateAndUp() {
     }
   }
   const int tasks = NumTasks(units, macs, threads_);
-  threads_.ParallelFor(tasks, [&](int task, int) {
+  threads_.ParallelFor(tasks, [&](int task, int thread) {
     const int64_t begin = cost * task / tasks;
     const int64_t end = cost * (task + 1) / tasks;
     for (const Part& part : parts) {
@@ -289,32 +303,34 @@ void FeedForwardBlock::GateAndUp() {
       const kernels::RowMap rows{.count = branch.count, .in_rows = per_row ? nullptr : branch.tokens};
       ColumnParallel(part.linear(), input, per_row ? branch.first : 0, rows, from, until,
                      (part.gate ? gate_out_ : up_out_).data() + branch.hidden_at, branch.width(), kernels_);
+      const int panel = part.linear().panel_columns();
+      Finish(branch, {from * panel, std::min(until * panel, branch.width())}, thread);
     }
   });
 }
 
-void FeedForwardBlock::Activate() {
-  std::vector<int> row_begin(branches_.size() + 1, 0);
-  int64_t work = 0;
-  for (size_t i = 0; i < branches_.size(); ++i) {
-    row_begin[i + 1] = row_begin[i] + branches_[i].count;
-    work += int64_t{branches_[i].count} * branches_[i].width() * 32;
+// Gate or up has these columns now: they may be the last of a segment, or of several.
+void FeedForwardBlock::Finish(const Branch& branch, Slice columns, int thread) {
+  const int step = branch.segment_columns;
+  for (int segment = columns.begin / step; segment * step < columns.end; ++segment) {
+    const int count = std::min(columns.end, (segment + 1) * step) - std::max(columns.begin, segment * step);
+    std::atomic_ref missing(missing_[branch.first_segment + segment]);
+    if (missing.fetch_sub(count, std::memory_order_acq_rel) == count) Activate(branch, segment, thread);
   }
-  const int rows = row_begin.back();
-  const int tasks = NumTasks(rows, work, threads_);
-  threads_.ParallelFor(tasks, [&](int task, int thread) {
-    const auto [begin, end] = SliceOf(rows, tasks, task);
-    size_t i = std::upper_bound(row_begin.begin(), row_begin.end(), begin) - row_begin.begin() - 1;
-    float* activated = Scratch(thread);
-    for (int row = begin; row < end; ++row) {
-      while (row >= row_begin[i + 1]) ++i;
-      const Branch& branch = branches_[i];
-      const int at = row - row_begin[i];
-      const int64_t hidden_at = branch.hidden_at + int64_t{at} * branch.width();
-      kernels_.silu_mul(gate_out_.data() + hidden_at, up_out_.data() + hidden_at, branch.width(), activated);
-      branch.down->Set(branch.first + at, branch.weights->down, activated, kernels_);
-    }
-  });
+}
+
+void FeedForwardBlock::Activate(const Branch& branch, int segment, int thread) {
+  const Linear& down = branch.weights->down;
+  const int first_leaf = segment * branch.segment_leaves;
+  const Slice leaves = {first_leaf, std::min(first_leaf + branch.segment_leaves, down.num_leaves)};
+  const int first_column = segment * branch.segment_columns;
+  const int columns = std::min(branch.segment_columns, branch.width() - first_column);
+  float* activated = Scratch(thread);
+  int64_t at = branch.hidden_at + first_column;
+  for (int row = 0; row < branch.count; ++row, at += branch.width()) {
+    kernels_.silu_mul(&gate_out_[at], &up_out_[at], columns, activated);
+    branch.down->SetLeaves(branch.first + row, leaves, down, activated, kernels_);
+  }
 }
 
 // Threads share output columns, so that experts may add to the same token without a lock.
@@ -332,8 +348,7 @@ void FeedForwardBlock::Down() {
     const auto [column_begin, column_end] = SliceOf((config_.hidden_size + 31) / 32, tasks, task);
     for (const Branch& branch : branches_) {
       const Linear& down = branch.weights->down;
-      const int per_column_unit =
-          down.scheme == Scheme::kBf16 ? 32 / kernels::kFloatPanel : 32 / kernels::kInt8Panel;
+      const int per_column_unit = 32 / down.panel_columns();
       const int begin = std::min(column_begin * per_column_unit, down.num_panels());
       const int end = std::min(column_end * per_column_unit, down.num_panels());
       const kernels::RowMap rows{.count = branch.count, .out_rows = branch.tokens};

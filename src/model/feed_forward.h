@@ -48,6 +48,10 @@ class FeedForwardBlock {
     Inputs* inputs = nullptr;
     LinearInput* down = nullptr;
     int64_t hidden_at = 0;  // where its rows start in gate_out_ and up_out_
+    // A segment is some leaves of `down`: activated and quantised as soon as gate and up have its columns.
+    int first_segment = 0;  // in missing_
+    int segment_leaves = 0;
+    int segment_columns = 0;
     int width() const { return weights->gate.num_outputs; }
     bool per_row_inputs() const { return weights->gate.scheme == Scheme::kInt8Static; }
   };
@@ -64,7 +68,8 @@ class FeedForwardBlock {
   void MakeBranches(const LayerWeights& weights, const FeedForward& whole, int num_whole);
   void PrepareInputs();
   void GateAndUp();
-  void Activate();
+  void Finish(const Branch& branch, Slice columns, int thread);
+  void Activate(const Branch& branch, int segment, int thread);
   void Down();
   // -- Bringing the sums home
   Status ReturnExchanged();
@@ -93,6 +98,7 @@ class FeedForwardBlock {
   Inputs routed_inputs_, whole_inputs_;
   LinearInput routed_down_, whole_down_;
   std::vector<kernels::Bf16> gate_out_, up_out_;
+  std::vector<int32_t> missing_;  // of each segment: columns of gate and up; by several threads at once
   FixedSums sums_;
   std::vector<float> scratch_;
   // kExchange: which rows went to each rank, and how many came from it.

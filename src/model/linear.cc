@@ -17,27 +17,33 @@ void LinearInput::Reshape(const Linear& linear, int num_rows) {
   if (linear.scheme == Scheme::kInt8Dynamic) Grow(scales_, rows * num_leaves_);
 }
 
-void LinearInput::Set(int row, const Linear& linear, const float* x, const kernels::Kernels& kernels) {
-  const int64_t at = row * stride_;
-  const int64_t leaf_at = int64_t{row} * num_leaves_;
+void LinearInput::SetLeaves(int row, Slice leaves, const Linear& linear, const float* x,
+                            const kernels::Kernels& kernels) {
+  const int leaf_k = linear.k / num_leaves_;
+  const int count = leaves.size() * leaf_k;
+  const int64_t leaf_at = int64_t{row} * num_leaves_ + leaves.begin;
+  const int64_t at = leaf_at * (stride_ / num_leaves_);
   switch (linear.scheme) {
     case Scheme::kBf16: {
-      const int leaf_k = linear.k / num_leaves_;
       const int leaf_pad = linear.bf16.leaf_pad();
-      for (int leaf = 0; leaf < num_leaves_; ++leaf) {
+      for (int leaf = 0; leaf < leaves.size(); ++leaf) {
         kernels::Bf16* target = bf16_.data() + at + int64_t{leaf} * leaf_pad;
         kernels.to_bf16(x + int64_t{leaf} * leaf_k, leaf_k, target);
         if (leaf_pad > leaf_k) target[leaf_k] = {};
       }
       return;
     }
-    case Scheme::kInt8Static:
-      kernels.quantize_static(x, linear.beta.empty() ? nullptr : linear.beta.data(),
-                              linear.inverse_scale.data(), linear.inverse_scale.size() > 1, linear.zero_point,
-                              linear.k, num_leaves_, int8_.data() + at, sums_.data() + leaf_at);
+    case Scheme::kInt8Static: {
+      const bool per_channel = linear.inverse_scale.size() > 1;
+      const int channel = leaves.begin * leaf_k;
+      kernels.quantize_static(x, linear.beta.empty() ? nullptr : linear.beta.data() + channel,
+                              linear.inverse_scale.data() + (per_channel ? channel : 0), per_channel,
+                              linear.zero_point, count, leaves.size(), int8_.data() + at,
+                              sums_.data() + leaf_at);
       return;
+    }
     case Scheme::kInt8Dynamic:
-      kernels.quantize_dynamic(x, linear.k, num_leaves_, int8_.data() + at, scales_.data() + leaf_at,
+      kernels.quantize_dynamic(x, count, leaves.size(), int8_.data() + at, scales_.data() + leaf_at,
                                sums_.data() + leaf_at);
       return;
   }

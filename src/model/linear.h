@@ -33,7 +33,12 @@ class LinearInput {
   // Makes room for `num_rows` rows in the form of `linear`. Contents are then undefined.
   void Reshape(const Linear& linear, int num_rows);
   // Quantises or rounds x [linear.k] into a row. Different rows may be set by different threads.
-  void Set(int row, const Linear& linear, const float* x, const kernels::Kernels& kernels);
+  void Set(int row, const Linear& linear, const float* x, const kernels::Kernels& kernels) {
+    SetLeaves(row, {0, num_leaves_}, linear, x, kernels);
+  }
+  // The same for some leaves of a row, whose values x holds; so may different leaves.
+  void SetLeaves(int row, Slice leaves, const Linear& linear, const float* x,
+                 const kernels::Kernels& kernels);
 
   kernels::Int8Rows Int8(int first_row) const;
   kernels::Bf16Rows Bf16(int first_row) const;

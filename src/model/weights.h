@@ -36,6 +36,7 @@ struct Linear {
   std::vector<float> beta;           // kInt8Static [k], or empty: added to the input before quantising
   bool empty() const { return num_outputs == 0 || k == 0; }
   int num_panels() const { return scheme == Scheme::kBf16 ? bf16.num_panels() : int8.num_panels(); }
+  int panel_columns() const { return scheme == Scheme::kBf16 ? kernels::kFloatPanel : kernels::kInt8Panel; }
 };
 
 struct FeedForward {
